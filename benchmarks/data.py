@@ -22,7 +22,7 @@ import jax
 
 from fope_jax.config import Experiment, build_experiment, load_config
 from fope_jax.data.build import build
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.loader import Loader
 from fope_jax.train.state import (
     init_constants,

@@ -31,7 +31,6 @@ from unittest import mock
 import numpy as np
 
 from fope_jax.data import DataConfig, build
-from fope_jax.data import cache as caches
 from fope_jax.data.cache import BLOCK_TOKENS, SHARD_TOKENS, make_cache
 from fope_jax.data.cache_writer import index_rows
 from fope_jax.data.config import Packing
@@ -40,6 +39,7 @@ from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.extras import require
+from fope_jax.storage.files import file_sha256
 
 LENGTH, BATCH_SIZE = 512, 1024
 STEPS = 20
@@ -87,7 +87,7 @@ def simulate_before(directory: Path, documents: int) -> None:
         done += count
         table = {"file": f"{name}.documents.npz", "count": count}
         shard = {"file": f"{name}.array_record", "tokens": size}
-        hashes = [{"sha256": caches.file_sha256(directory / e["file"])} for e in (shard, table)]
+        hashes = [{"sha256": file_sha256(directory / e["file"])} for e in (shard, table)]
         shards.append(shard | hashes[0] | {"documents": table | hashes[1]})
     _write_manifest(directory, documents, shards, _OLD_BLOCK)
 

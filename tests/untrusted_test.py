@@ -13,7 +13,8 @@ import pytest
 
 from fope_jax.config import ConfigError, load_config
 from fope_jax.data import corpora, mirror, text_packages
-from fope_jax.data.cache import CacheError, TokenCache
+from fope_jax.data.cache import CacheError
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.interop import weights
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -158,7 +159,7 @@ def test_a_bucket_whose_objects_are_called_after_places_elsewhere(tmp_path, monk
     monkeypatch.setattr(mirror, "list_file_sizes", lambda _: {"../../../outside": 4})
     (tmp_path / "outside").write_text("mine")
     with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./outside' is no path within"):
-        mirror.download(remote, "manifest.json", {})
+        mirror.download(remote, "manifest.json", b"{}", {})
     assert (tmp_path / "outside").read_text() == "mine"
 
 

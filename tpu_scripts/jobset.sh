@@ -63,6 +63,8 @@ chips=$((${topology//x/*}))
 count chips_per_host
 ((chips % chips_per_host == 0)) ||
   fail "--slice $slice has $chips chips, no whole hosts of --chips-per-host $chips_per_host"
+((slices == 1 || chips > chips_per_host)) ||
+  fail "--slices $slices: --slice $slice is one host; GKE joins only slices of several hosts"
 
 # A string of JSON, which is one of YAML too.
 quoted() {

@@ -224,18 +224,44 @@ on_host() {
     "$(dirname "${BASH_SOURCE[0]}")/on_host/$script.sh"
 }
 
-hosts=()
-# find_hosts SECONDS: into `hosts`, "SLICE WORKER" for each host, as the service lists them.
-find_hosts() {
-  local place nodes node addresses worker found=()
-  ((!${#hosts[@]})) || return 0
+# find_slices SECONDS: into `nodes`, the name of each slice, as the service lists them.
+find_slices() {
+  local place
   mapfile -t place < <(where)
   question "$1" gcloud compute tpus queued-resources describe "$name" "${place[@]}" --quiet \
     --format='value(tpu.nodeSpec[].nodeId)' || return 1
   IFS=';' read -ra nodes <<<"$answer"
+}
+
+# ask_slice SECONDS NAME FORMAT: what the service says of one slice, into `answer`.
+ask_slice() {
+  local place
+  mapfile -t place < <(where)
+  question "$1" gcloud compute tpus tpu-vm describe "$2" "${place[@]}" --quiet --format="$3"
+}
+
+# find_lost_slices SECONDS: into `lost_slices`, "NAME is STATE" of each slice that has been taken
+# away, as one of several may be while the queued resource is still ACTIVE.
+find_lost_slices() {
+  local nodes node
+  lost_slices=''
+  find_slices "$1" || return 1
+  for node in "${nodes[@]}"; do
+    ask_slice "$1" "$node" 'value(state)' || return 1
+    if among "$answer" PREEMPTED TERMINATED; then
+      lost_slices+="${lost_slices:+, }$node is $answer"
+    fi
+  done
+}
+
+hosts=()
+# find_hosts SECONDS: into `hosts`, "SLICE WORKER" for each host, as the service lists them.
+find_hosts() {
+  local nodes node addresses worker found=()
+  ((!${#hosts[@]})) || return 0
+  find_slices "$1" || return 1
   for node in "${!nodes[@]}"; do
-    question "$1" gcloud compute tpus tpu-vm describe "${nodes[node]}" "${place[@]}" --quiet \
-      --format='value(networkEndpoints[].ipAddress)' || return 1
+    ask_slice "$1" "${nodes[node]}" 'value(networkEndpoints[].ipAddress)' || return 1
     IFS=';' read -ra addresses <<<"$answer"
     for worker in "${!addresses[@]}"; do found+=("$node $worker"); done
   done

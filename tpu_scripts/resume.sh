@@ -23,9 +23,10 @@
 # not mend. A run that a signal ended on a slice that is still there is launched again, and counts as
 # lost.
 #
-# A slice is deleted only where the service says that it is SUSPENDING, SUSPENDED or FAILED. Where
-# gcloud gives no answer (a token that has expired, a quota, the network, the service itself),
-# nothing is done but to say so and look again.
+# Slices are deleted only where the service says that the request is SUSPENDING, SUSPENDED or FAILED,
+# or that one of them is PREEMPTED or TERMINATED; a run needs all of its slices. Where gcloud gives no
+# answer (a token that has expired, a quota, the network, the service itself), nothing is done but to
+# say so and look again.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -156,13 +157,31 @@ replace() {
   esac
 }
 
+# delete_and_replace WHY: the request with all its slices, and another one.
+delete_and_replace() {
+  [[ $replacing ]] || lose "$1"
+  replacing=1
+  if other delete --at-once; then
+    replace
+  else
+    unanswered 'the lost slice could not be deleted'
+  fi
+}
+
 while true; do
   state "$look"
   case $now in
     ACTIVE)
-      replacing='' seen=1
+      seen=1 unknown='' lost_slices=''
       if ! runs; then
-        unanswered "the hosts could not be asked ($complaint)"
+        unknown="the hosts could not be asked ($complaint)"
+        find_lost_slices "$look" || true
+      fi
+      [[ $lost_slices ]] || replacing=''
+      if [[ $lost_slices ]]; then
+        delete_and_replace "$lost_slices"
+      elif [[ $unknown ]]; then
+        unanswered "$unknown"
       elif among other "${said[@]}"; then
         fail "$name runs another command; wait for it, or end it by stop.sh"
       elif among running "${said[@]}"; then
@@ -184,13 +203,7 @@ while true; do
       fi
       ;;
     SUSPENDING | SUSPENDED | FAILED)
-      [[ $replacing ]] || lose "the slice is $now"
-      replacing=1
-      if other delete --at-once; then
-        replace
-      else
-        unanswered 'the lost slice could not be deleted'
-      fi
+      delete_and_replace "the slice is $now"
       ;;
     NONE)
       if [[ $seen && ! $replacing ]]; then

@@ -59,6 +59,8 @@ done
 ((${#found[@]} < 2)) || ((code)) || code=1 # some run, others do not
 if ((code == 3)); then
   printf '  not all hosts have answered: %s\n' "$complaint"
+  find_lost_slices "$look" || true
+  [[ ! $lost_slices ]] || printf '  lost: %s\n' "$lost_slices"
 elif ask_hosts "$look" "$(on_host progress)" 0 0; then
   [[ ! $answer ]] || printf '  %s\n' "$answer"
 else

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.data.cache import TokenCache, check_token_range
+from fope_jax.data.cache_reader import TokenCache, check_token_range
 from fope_jax.data.manifest import REBUILD, CacheError
 from fope_jax.extras import require
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import BeamWorkers, Runner
-from fope_jax.data.cache import CacheError, TokenCache, open_cache
+from fope_jax.data.cache import CacheError, open_cache
 from fope_jax.data.cache_directories import (
     FORMAT,
     base_directory,
@@ -27,6 +27,7 @@ from fope_jax.data.cache_directories import (
     partial_directory,
     set_current,
 )
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.cache_writer import Progress, SplitWriter
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus

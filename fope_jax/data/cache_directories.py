@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.manifest import CacheError, read_manifest
+from fope_jax.data.manifest import CacheError, StoredManifest, load_manifest, read_manifest
 from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, is_in_bucket, path_within
@@ -63,26 +63,44 @@ def cache_directory(config: DataConfig, fingerprint: str | None = None) -> Path:
     Where there is none, the path does not exist. CacheError if a manifest or the file that names
     the last one is damaged, or if nothing says which of several caches was built last.
     """
+    return _locate(config, fingerprint)[0]
+
+
+def find_cache(
+    config: DataConfig, fingerprint: str | None = None
+) -> tuple[Path, StoredManifest | None]:
+    """`cache_directory` and the manifest there, which is read once; None where no cache is built.
+
+    CacheError as of `cache_directory`, and if the manifest is damaged.
+    """
+    directory, manifest = _locate(config, fingerprint)
+    return directory, manifest or load_manifest(directory)
+
+
+def _locate(config: DataConfig, fingerprint: str | None) -> tuple[Path, StoredManifest | None]:
+    """The directory of a cache, and its manifest where that had to be read to find it."""
     base = base_directory(config)
     if fingerprint is not None:
         return _find_fingerprint(base, fingerprint)
     pointer = _pointer(base)
     if pointer.is_file():
         try:
-            return path_within(base.parent, read_json(pointer)["directory"])
+            return path_within(base.parent, read_json(pointer)["directory"]), None
         except (ValueError, KeyError) as error:
             raise CacheError(
                 f"token cache: {pointer} is damaged: {error}; run `fope data build` again"
             ) from error
-    if read_manifest(base) is not None or is_in_bucket(base):
-        return base
+    if is_in_bucket(base):
+        return base, None
+    if manifest := load_manifest(base):
+        return base, manifest
     found = list(_built_beside(base))
     if len(found) > 1:
         raise CacheError(
             f"token cache: {pointer} is missing, and without it nothing says which of these was "
             f"built last: {', '.join(path.name for path in found)}; run `fope data build` again"
         )
-    return found[0] if found else base
+    return found[0] if found else base, None
 
 
 def content_directory(base: Path, fingerprint: str) -> Path:
@@ -158,14 +176,16 @@ def _pointer(base: Path) -> Path:
     return base.with_name(base.name + ".current.json")
 
 
-def _find_fingerprint(base: Path, fingerprint: str) -> Path:
-    """A cache of that fingerprint, whatever configuration it was built for."""
+def _find_fingerprint(base: Path, fingerprint: str) -> tuple[Path, StoredManifest | None]:
+    """A cache of that fingerprint, whatever configuration it was built for; None: there is none."""
     expected = content_directory(base, fingerprint)
     others = [] if is_in_bucket(base) else base.parent.glob(f"*-{fingerprint[:_DIGITS]}")
     for directory in (expected, base, *sorted(others)):
-        if _is_built(directory, fingerprint):
-            return directory
-    return expected
+        with contextlib.suppress(CacheError):
+            manifest = load_manifest(directory)
+            if manifest and manifest.fields["fingerprint"] == fingerprint:
+                return directory, manifest
+    return expected, None
 
 
 def _built_beside(base: Path) -> Iterator[Path]:
@@ -173,9 +193,8 @@ def _built_beside(base: Path) -> Iterator[Path]:
     yield from filter(_is_built, sorted(base.parent.glob(f"{base.name}-{'[0-9a-f]' * _DIGITS}")))
 
 
-def _is_built(directory: Path, fingerprint: str | None = None) -> bool:
+def _is_built(directory: Path) -> bool:
     try:
-        manifest = read_manifest(directory)
+        return read_manifest(directory) is not None
     except CacheError:
         return False
-    return manifest is not None and fingerprint in (None, manifest["fingerprint"])

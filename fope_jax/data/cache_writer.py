@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.data.cache import BLOCK_ROW, token_dtype
+from fope_jax.data.cache_reader import BLOCK_ROW, token_dtype
 from fope_jax.data.documents import TokenizedDocuments
 from fope_jax.storage.files import file_sha256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, match_files
 from fope_jax.data.sources import Source, examples_line

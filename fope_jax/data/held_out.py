@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fope_jax.data.cache import DOCUMENT_DTYPE, check_token_range
+from fope_jax.data.cache_reader import DOCUMENT_DTYPE, check_token_range
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import (
     CorpusError,

@@ -6,8 +6,9 @@ import heapq
 
 import numpy as np
 
-from fope_jax.data.cache import TokenCache, open_cache
+from fope_jax.data.cache import open_cache
 from fope_jax.data.cache_directories import list_caches
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.sources import source_warnings
 from fope_jax.storage.paths import as_path, is_in_bucket

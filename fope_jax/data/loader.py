@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import Packing
 from fope_jax.data.repetition import has_repetition
 from fope_jax.extras import require

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS
 from fope_jax.storage.content import HEAD_BYTES, detect_content
@@ -44,6 +44,13 @@ _FORM = {
 _FILE_SOURCE = {"path": str, "size": int, "mtime_ns": int, "split": str}
 
 
+class StoredManifest(NamedTuple):
+    """A manifest: its fields, and the bytes of its file, by which copies of a cache are named."""
+
+    fields: dict[str, Any]
+    content: bytes
+
+
 class CacheError(RuntimeError):
     """A token cache is absent, damaged or cannot be written; the message names the file."""
 
@@ -63,6 +70,12 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The fields of the manifest of a complete cache, or None; errors as of `load_manifest`."""
+    stored = load_manifest(directory)
+    return stored.fields if stored else None
+
+
+def load_manifest(directory: Path) -> StoredManifest | None:
     """The manifest of a complete cache, or None; CacheError names the file and the bad field."""
     path = directory / MANIFEST
     try:
@@ -76,7 +89,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         found = detect_content(content[:HEAD_BYTES])
         what, advice = (f"it is {found.kind}", found.advice) if found else (error, REBUILD)
         raise CacheError(f"token cache: {path} is damaged: {what}; {advice}") from error
-    return manifest
+    return StoredManifest(manifest, content)
 
 
 def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -105,15 +105,14 @@ def copy_checked(
     os.replace(unfinished, target)
 
 
-def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
+def download(remote: Path, manifest: str, content: bytes, hashes: Mapping[str, str]) -> Path:
     """Copies ``remote`` to this machine, once for all processes and later runs.
 
-    Copies are keyed by the manifest's content, so an older one is not reused. An interrupted
+    Copies are keyed by the manifest's ``content``, so an older one is not reused. An interrupted
     download continues. Files without a sha256 in ``hashes`` are copied unchecked. MirrorError if a
     file is missing or has another sha256.
     """
-    text = (remote / manifest).read_bytes()
-    local = copy_directory(remote, text, hashes)
+    local = copy_directory(remote, content, hashes)
     if local.is_dir():
         return local
 
@@ -137,7 +136,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
             copy_checked(remote / name, target, expected, progress)
 
         _transfer(f"download {remote.name}", sizes, copy)
-        (partial / manifest).write_bytes(text)
+        (partial / manifest).write_bytes(content)
         partial.rename(local)
     return local
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import Loader, iterate_batches
 from fope_jax.data.retrieval.base import Task

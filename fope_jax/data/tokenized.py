@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data.cache import token_dtype
+from fope_jax.data.cache_reader import token_dtype
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import WHOLE, Piece, read_corpus, read_file
 from fope_jax.data.documents import (

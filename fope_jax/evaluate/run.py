@@ -23,7 +23,6 @@ from fope_jax.config import (
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.downstream.plan import TaskRequest, read_tasks, task_protocols
 from fope_jax.evaluate.generation import Answerer, model_answerer
-from fope_jax.evaluate.harness import RowPrograms, row_programs
 from fope_jax.evaluate.metrics import (
     METRICS,
     Row,
@@ -32,7 +31,8 @@ from fope_jax.evaluate.metrics import (
     replace_rows,
     row_ids,
 )
-from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
+from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
+from fope_jax.evaluate.protocols import Protocol
 from fope_jax.evaluate.restore import (
     NonFiniteError,
     check_weights,
@@ -43,6 +43,7 @@ from fope_jax.evaluate.restore import (
 )
 from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
 from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
+from fope_jax.evaluate.text_model import RowPrograms, row_programs
 from fope_jax.evaluate.variants import Variant, variant_experiment, variant_model
 from fope_jax.extras import require
 from fope_jax.logs import is_quiet

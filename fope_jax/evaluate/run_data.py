@@ -11,10 +11,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fope_jax.data.cache import TokenCache, open_cache
-from fope_jax.data.cache_directories import cache_directory
+from fope_jax.data.cache import open_cache
+from fope_jax.data.cache_directories import find_cache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import DataConfig
-from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError, read_manifest
+from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -160,7 +161,7 @@ def _read(workdir: str | Path, name: str) -> dict[str, Any]:
 
 def _has_cache(config: DataConfig, fingerprint: str | None) -> bool:
     try:
-        return read_manifest(cache_directory(config, fingerprint)) is not None
+        return find_cache(config, fingerprint)[1] is not None
     except (CacheError, OSError):  # damaged or unreachable: opening it says how
         return True
 
@@ -184,7 +185,7 @@ def _describe_lost(data: RunData) -> str:
 def _fingerprint(config: DataConfig) -> str:
     """Of the cache that was built last, "" where there is none."""
     try:
-        manifest = read_manifest(cache_directory(config))
+        manifest = find_cache(config)[1]
     except (CacheError, OSError):
         return ""
-    return manifest["fingerprint"] if manifest else ""
+    return manifest.fields["fingerprint"] if manifest else ""

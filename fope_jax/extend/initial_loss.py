@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fope_jax.config import Experiment
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.loader import Loader
 from fope_jax.data.task_mixture import make_stage_loaders
 from fope_jax.train.state import StatePlan, plan_state, shard_batch, share_positions

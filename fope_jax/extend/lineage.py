@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.extend.frequencies import FrequencyChanges
 from fope_jax.extend.methods import fope_form
 from fope_jax.extend.parent import Parent

@@ -11,11 +11,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.manifest import CacheError, MissingCacheError
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.protocols import plan_protocols, unstated_settings
+from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data, load_run_tokenizer
 from fope_jax.extend.arrays import carry_position, carry_train_state

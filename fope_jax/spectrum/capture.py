@@ -103,7 +103,7 @@ def _capture_layer(activations: Activations) -> WindowCapture:
     size = _block_size(length, heads)
     positions = jnp.arange(length)
 
-    def capture_block(start: Array) -> tuple[Array, Array, Array, Array]:
+    def capture_block(start: Array | int, size: int) -> tuple[Array, Array, Array, Array]:
         """Sums over queries, ``[N, T]`` and ``[N]``, then values of each, ``[N, size]``."""
         seen = layer_logits(a, start=start, size=size)[0]
         logits = layer_logits(a, hide=False, start=start, size=size)[0] if hides else seen
@@ -117,25 +117,33 @@ def _capture_layer(activations: Activations) -> WindowCapture:
             (weights * jnp.maximum(distances, 0).astype(jnp.float32)).sum(axis=-1),
         )
 
-    blocks = jax.lax.map(capture_block, jnp.arange(0, length, size))
-    profile, square, entropy, distance = blocks
+    whole, rest = divmod(length, size)
+    blocks = jax.lax.map(lambda start: capture_block(start, size), size * jnp.arange(whole))
+    profile, square = (x.sum(axis=0) for x in blocks[:2])
+    entropy, distance = (jnp.moveaxis(x, 0, 1).reshape(heads, -1) for x in blocks[2:])
+    if rest:
+        last = capture_block(length - rest, rest)
+        profile, square = profile + last[0], square + last[1]
+        entropy = jnp.concatenate([entropy, last[2]], axis=1)
+        distance = jnp.concatenate([distance, last[3]], axis=1)
     return WindowCapture(
         *(x[0].astype(jnp.float32) for x in (a.x, *_unrotated(a), a.rotated_q, a.rotated_k)),
-        profile=profile.sum(axis=0) / np.arange(length, 0, -1),
-        square=square.sum(axis=0) / (length * (length + 1) / 2),
-        entropy=jnp.moveaxis(entropy, 0, 1).reshape(heads, length),
-        distance=jnp.moveaxis(distance, 0, 1).reshape(heads, length),
+        profile=profile / np.arange(length, 0, -1),
+        square=square / (length * (length + 1) / 2),
+        entropy=entropy,
+        distance=distance,
     )
 
 
 def _block_size(length: int, heads: int) -> int:
-    """The most queries whose logits fit into memory, in equal blocks.
+    """Queries of a block: their logits fit into memory, and the last block is about as large.
 
-    >>> _block_size(8192, 9), _block_size(128, 4)
-    (512, 128)
+    >>> _block_size(128, 4), _block_size(8192, 8), _block_size(8191, 9)
+    (128, 1024, 820)
     """
     most = max(1, LOGITS_IN_MEMORY // (heads * length))
-    return max(size for size in range(1, min(most, length) + 1) if length % size == 0)
+    num_blocks = -(-length // most)
+    return -(-length // num_blocks)
 
 
 def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:

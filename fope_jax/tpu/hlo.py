@@ -19,6 +19,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
+_IDS_OF_A_SLICE = 100_000  # the compiler numbers the devices of slice 2 from 200,000 on
 # Of the bytes that a device hands over, how often they are sent, by the slices that take part.
 _BETWEEN_SLICES: dict[str, Callable[[int], float]] = {
     "ALL_REDUCE": lambda slices: 2 * (slices - 1) / slices,
@@ -226,16 +227,25 @@ def _bytes_between_slices(send: Instruction) -> float:
     kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', send.text)
     if not kind:  # to the host itself
         return 0.0
-    # Such as {1,2}x{0:15}: slices 1 and 2, devices 0 to 15 of each.
-    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', send.text)
-    if kind[1] not in _BETWEEN_SLICES or not target:
+    count = _count_slices(send.text)
+    if kind[1] not in _BETWEEN_SLICES or not count:
         raise ValueError(
             f"transfer between slices {kind[1]!r}: expected one of {', '.join(_BETWEEN_SLICES)} "
-            "with a target such as {1,2}x{0:15}"
+            "with a target such as {1,2}x{0:15} or {{100000,200000},{300000,400000}}"
         )
-    ranges = (part.split(":") for part in target[1].split(","))
-    slices = sum(int(found[-1]) - int(found[0]) + 1 for found in ranges)
-    return send.buffers[0].bytes * _BETWEEN_SLICES[kind[1]](slices)
+    return send.buffers[0].bytes * _BETWEEN_SLICES[kind[1]](count)
+
+
+def _count_slices(text: str) -> int:
+    """Slices that take part in a transfer; 0 where its target cannot be read."""
+    # Slices 1 and 2, devices 0 to 15 of each: "{1,2}x{0:15}".
+    if product := re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', text):
+        ranges = (part.split(":") for part in product[1].split(","))
+        return sum(int(found[-1]) - int(found[0]) + 1 for found in ranges)
+    # Slices 1 and 2, and apart from them 3 and 4, one device of each: {{100000,200000},{300000,...
+    if groups := re.search(r"_xla_megascale_target=\{\{([\d,]+)\}", text):
+        return len({int(device) // _IDS_OF_A_SLICE for device in groups[1].split(",")})
+    return 0
 
 
 def _group_size(text: str) -> int:

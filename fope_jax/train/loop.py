@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary, experiment_to_dict
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.description import changed_text, changed_text_line, data_lines
 from fope_jax.data.random_positions import PositionDraw, RandomPositions
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders

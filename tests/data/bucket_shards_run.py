@@ -104,6 +104,7 @@ def by_range(story: Story) -> dict[str, Any]:
 
     cache = story.open(copy_shards=False)
     found: dict[str, Any] = {"opened": story.read_tokens(), "location": str(cache.location)}
+    found["manifest_reads"] = sum(n.endswith("manifest.json") for n, _ in story.storage.reads)
     found["one"] = cache.tokens(1000, 1100).tolist() == story.local.tokens(1000, 1100).tolist()
     found["ranges"] = story.read_tokens()
     fields = {"length": 48, "batch_size": 16, "seed": 3}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from fope_jax.data import bucket_shards, build, cache, mirror
 from fope_jax.data.bucket_shards import BucketShards, Range
 from fope_jax.data.cache import CacheError
 from fope_jax.data.loader import Loader
-from fope_jax.data.manifest import read_manifest
+from fope_jax.data.manifest import MANIFEST, load_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +80,7 @@ def far(text_config, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
     local = build.build(text_config(), workers=1)["train"]
-    manifest, asked = read_manifest(local.directory), []
+    stored, asked = load_manifest(local.directory), []
 
     class Asked(LocalBucket):
         def cat_ranges(self, places, begins, ends):
@@ -92,7 +93,7 @@ def far(text_config, tmp_path, monkeypatch):
 
     def open_far(copies, machine="one"):
         monkeypatch.setenv("FOPE_CACHE", str(tmp_path / machine))
-        return cache._open_in_bucket(local.directory, manifest, "train", copies)
+        return cache._open_in_bucket(local.directory, stored, "train", copies)
 
     return local, open_far, asked
 
@@ -129,6 +130,29 @@ def test_copies_are_made_once_a_machine_and_known_after_a_restart(far):
     assert len(asked) == 1  # by the first, before its copies were there
 
 
+@pytest.mark.parametrize("named", ["by configuration", "by fingerprint"])
+def test_opening_reads_the_manifest_once(far, text_config, monkeypatch, named):
+    """Also where the whole cache has been copied to this machine before."""
+    local, _, _ = far
+    read_bytes, read = Path.read_bytes, []
+    fingerprint = local.fingerprint if named == "by fingerprint" else None
+
+    def counted(path):
+        if path == local.directory / MANIFEST:
+            read.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(cache, "is_in_bucket", lambda path: True)
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    parts = cache.open_cache(text_config(), "train", fingerprint)
+    assert len(read) == 1 and parts.location == local.directory != parts.directory
+    copy = parts.directory.with_name(parts.directory.name.removesuffix(".shards"))
+    shutil.copytree(local.directory, copy)
+    read.clear()
+    assert cache.open_cache(text_config(), "train", fingerprint).directory == copy
+    assert len(read) == 1
+
+
 def test_a_shard_that_changed_in_the_bucket_is_refused_by_name(far):
     local, open_far, _ = far
     path = local.directory / "train-00001.tokens"
@@ -155,7 +179,7 @@ def test_a_shard_that_changed_in_the_bucket_is_refused_by_name(far):
 @pytest.mark.slow
 def test_opening_reads_no_token_and_a_window_reads_its_blocks(service):
     found = service["by_range"]
-    assert service["shards"] > 8 and found["opened"] == []
+    assert service["shards"] > 8 and found["opened"] == [] and found["manifest_reads"] == 1
     assert found["location"].startswith("gs://bucket/caches/text-bytes-")
     # 100 tokens over the end of a shard: a block of 64 tokens, 2 bytes each, in one, 2 in the next.
     ranges = [(name.rpartition("/")[2], asked) for name, asked in found["ranges"]]

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fope_jax.data import DataConfig, build, cache, corpora
-from fope_jax.data.cache import CacheError, TokenCache
+from fope_jax.data import DataConfig, build, cache, cache_reader, corpora
+from fope_jax.data.cache import CacheError
 from fope_jax.data.cache_directories import cache_directory, partial_directory
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.cache_writer import Progress, SplitWriter
 from fope_jax.data.documents import TokenizedDocuments
 from fope_jax.data.loader import Loader
@@ -155,7 +156,7 @@ def test_opening_reads_nothing_but_the_manifest(tmp_path, monkeypatch):
     progress = write(tmp_path, make_documents([40] * 300), block=16, shard=64 * 16)[-1]
     sizes, pread = [], os.pread
     monkeypatch.setattr(os, "pread", lambda f, n, at: sizes.append(n) or pread(f, n, at))
-    monkeypatch.setattr(cache, "file_sha256", None)
+    monkeypatch.setattr(cache_reader, "file_sha256", None)
     found = read(tmp_path, progress, block=16, shard=64 * 16)
     assert found.num_tokens == 41 * 300 and found.num_documents == 300 and not sizes
     found.tokens(5000, 5016), found.document_starts(5000, 5016)
@@ -199,8 +200,8 @@ def test_pointers_in_place_of_the_files_of_a_cache_are_named(tmp_path):
 
 
 def test_large_vocabularies_are_stored_in_more_bytes():
-    assert cache.token_dtype(65_536) == np.uint16
-    assert cache.token_dtype(65_537) == np.int32
+    assert cache_reader.token_dtype(65_536) == np.uint16
+    assert cache_reader.token_dtype(65_537) == np.int32
 
 
 @pytest.mark.parametrize("span", [(-1, 3), (5, 4), (0, 10**6)])
@@ -272,7 +273,7 @@ def test_a_shard_cut_short_and_one_that_is_gone(tmp_path):
 def test_a_damaged_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
-        cache.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 # ---------------------------------------------------------------------------- opening

@@ -33,6 +33,11 @@ def hashes(directory):
     }
 
 
+def copy_of(remote, expected=None):
+    content = (remote / MANIFEST).read_bytes()
+    return download(remote, MANIFEST, content, expected or hashes(remote))
+
+
 def content(directory):
     files = (path for path in directory.rglob("*") if path.is_file())
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
@@ -57,13 +62,13 @@ def test_processes_that_come_together_copy_each_file_once(remote, copies, capsys
 
     def one(_):
         together.wait()
-        return download(remote, MANIFEST, hashes(remote))
+        return copy_of(remote)
 
     with ThreadPoolExecutor(4) as pool:
         (local,) = set(pool.map(one, range(4)))
     assert sorted(copies) == ["a", "b", "tokenizer"]
     assert content(local) == content(remote)
-    assert download(remote, MANIFEST, hashes(remote)) == local
+    assert copy_of(remote) == local
     assert len(copies) == 3
 
 
@@ -78,21 +83,21 @@ def test_an_interrupted_download_goes_on(remote, copies, monkeypatch):
 
     monkeypatch.setattr(mirror, "_copy", stopped)
     with pytest.raises(OSError, match="connection lost"):
-        download(remote, MANIFEST, hashes(remote))
+        copy_of(remote)
     assert not [
         p for p in (mirror.user_cache_dir() / "mirrors").iterdir() if (p / MANIFEST).exists()
     ]
     monkeypatch.setattr(mirror, "_copy", counted)
-    local = download(remote, MANIFEST, hashes(remote))
+    local = copy_of(remote)
     assert content(local) == content(remote)
     assert copies.count("a") == 1 and copies.count("b") == 1
 
 
 def test_other_text_under_the_same_name_is_another_copy(remote):
-    before = download(remote, MANIFEST, hashes(remote))
+    before = copy_of(remote)
     (remote / "a").write_bytes(b"changed")
     (remote / MANIFEST).write_text(json.dumps(hashes(remote)))
-    after = download(remote, MANIFEST, hashes(remote))
+    after = copy_of(remote)
     assert after != before and content(after) == content(remote)
 
 
@@ -100,10 +105,10 @@ def test_a_damaged_and_a_missing_file_are_named(remote):
     expected = hashes(remote)
     (remote / "a").write_bytes(b"first" * 99 + b"fifth")
     with pytest.raises(MirrorError, match=rf"{remote}/a is damaged: sha256 \w{{16}}..., expected"):
-        download(remote, MANIFEST, expected)
+        copy_of(remote, expected)
     (remote / "a").unlink()
     with pytest.raises(MirrorError, match=f"{remote}/a is missing"):
-        download(remote, MANIFEST, expected)
+        copy_of(remote, expected)
 
 
 def test_an_upload_replaces_all_and_its_manifest_frames_it(remote, tmp_path, monkeypatch):

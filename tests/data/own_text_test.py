@@ -14,7 +14,7 @@ from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate.harness import load_text_model
-from fope_jax.evaluate.protocols import plan_protocols, unstated_settings
+from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer

@@ -20,7 +20,8 @@ from fope_jax.evaluate.downstream.harness_tasks import (
     score_harness_task,
 )
 from fope_jax.evaluate.downstream.metrics import classification, f1, rouge_l
-from fope_jax.evaluate.harness import TextModel, harness_model, load_text_model, rolling_windows
+from fope_jax.evaluate.harness import harness_model, load_text_model
+from fope_jax.evaluate.text_model import TextModel, rolling_windows
 from tests.evaluate.harness_test import Pieces
 
 pytestmark = pytest.mark.slow

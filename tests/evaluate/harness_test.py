@@ -10,7 +10,8 @@ from flax import nnx
 from fope_jax.data.bos import Bos
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import harness
-from fope_jax.evaluate.harness import TextModel, as_harness_model, rolling_windows, row_programs
+from fope_jax.evaluate.harness import as_harness_model
+from fope_jax.evaluate.text_model import TextModel, rolling_windows, row_programs
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import FoPE

@@ -22,10 +22,10 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.evaluate.generation import model_answerer
-from fope_jax.evaluate.harness import row_programs
 from fope_jax.evaluate.packed import packed_positions
 from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.evaluate.text_model import row_programs
 from fope_jax.gallery.examples import examples
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.losses import loss_sums

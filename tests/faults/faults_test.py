@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.faults import broken
 from tests.faults.__main__ import faults
 from tests.faults.broken import BREAKS, finds
 
@@ -20,9 +21,23 @@ def test_a_fault_is_survived_in_all_trials(fault, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", BREAKS.values(), ids=lambda broken: broken.make.__name__)
-def test_a_broken_promise_is_found(broken):
-    assert finds(broken, FAULTS)
+@pytest.mark.parametrize("promise", BREAKS.values(), ids=lambda promise: promise.make.__name__)
+def test_a_broken_promise_is_found(promise):
+    assert finds(promise, FAULTS)
+
+
+@pytest.mark.parametrize("promise", BREAKS.values(), ids=lambda promise: promise.make.__name__)
+def test_what_breaks_a_promise_replaces_what_the_code_has(promise, monkeypatch):
+    """``monkeypatch.setattr`` refuses a name that is gone, and puts the code back."""
+    replaced = []
+
+    def replace(owner, name, value):
+        replaced.append(name)
+        monkeypatch.setattr(owner, name, value)
+
+    monkeypatch.setattr(broken, "replace", replace)
+    promise.make()
+    assert replaced
 
 
 def try_all(fault, directory, seeds):

@@ -114,10 +114,11 @@ def test_attention_of_bias_alone_has_the_known_entropy_and_distance():
 def test_logits_in_blocks_of_queries_are_those_of_the_whole_window(name, monkeypatch):
     methods = METHODS | {"log n": (LogitScaling(RoPE(), training_length=8), {})}
     method, changes = methods[name]
-    model, tokens = make(method, **changes), np.random.default_rng(0).integers(0, 50, 30)
+    length = 29  # a prime, so that the last block is smaller
+    model, tokens = make(method, **changes), np.random.default_rng(0).integers(0, 50, length)
     whole = observer(model)(tokens)
-    monkeypatch.setattr(capture, "LOGITS_IN_MEMORY", 4 * 30 * 7)  # 7 queries; 6 divide 30
-    assert capture._block_size(30, 4) == 6
+    monkeypatch.setattr(capture, "LOGITS_IN_MEMORY", 4 * length * 7)  # of 7 queries
+    assert capture._block_size(length, 4) == 6
     blocks = observer(model)(tokens)
     for field, expected in whole._asdict().items():
         np.testing.assert_allclose(getattr(blocks, field), expected, rtol=2e-5, atol=2e-6)

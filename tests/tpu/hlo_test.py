@@ -108,7 +108,7 @@ ENTRY %main (a: f32[64,8]) -> f32[64,8] {{
   %send = (f32[64,8]{{1,0}}, u32[], token[]) send(%a, %begun), channel_id=3, \
 is_host_transfer=true, frontend_attributes={{\
 _xla_host_transfer_handler_name="xla_megascale_runtime",\
-_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{target}",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target={target},\
 _xla_megascale_transfer_type="{kind}"}}
   %sent = token[] send-done(%send), channel_id=3, is_host_transfer=true
   %recv = (f32[64,8]{{1,0}}, u32[], token[]) recv(%begun), channel_id=2, is_host_transfer=true
@@ -121,13 +121,15 @@ _xla_megascale_transfer_type="{kind}"}}
 @pytest.mark.parametrize(
     ("kind", "target", "sent"),
     [
-        ("ALL_REDUCE", "{1,2}x{0:15}", 2 * 1 / 2),
-        ("ALL_REDUCE", "{1,2,3,4}x{0:3}", 2 * 3 / 4),
-        ("ALL_REDUCE", "{1:4}x{0:3}", 2 * 3 / 4),
-        ("REDUCE_SCATTER", "{1,2}x{0:15}", 1 / 2),
-        ("ALL_GATHER", "{1,2,3}x{0:15}", 2),
-        ("ALL_TO_ALL", "{1,2,3}x{0:15}", 2 / 3),
-        ("ONE_TO_ONE", "{1,2}x{0:15}", 1),
+        ("ALL_REDUCE", '"{1,2}x{0:15}"', 2 * 1 / 2),
+        ("ALL_REDUCE", '"{1,2,3,4}x{0:3}"', 2 * 3 / 4),
+        ("ALL_REDUCE", '"{1:4}x{0:3}"', 2 * 3 / 4),
+        ("ALL_REDUCE", "{{100000,200000},{100001,200001},{300000,400000},{300001,400001}}", 1),
+        ("REDUCE_SCATTER", '"{1,2}x{0:15}"', 1 / 2),
+        ("ALL_GATHER", '"{1,2,3}x{0:15}"', 2),
+        ("ALL_GATHER", "{{100000,200000,300000},{400000,500000,600000}}", 2),
+        ("ALL_TO_ALL", '"{1,2,3}x{0:15}"', 2 / 3),
+        ("ONE_TO_ONE", '"{1,2}x{0:15}"', 1),
     ],
 )
 def test_transfers_between_slices_are_apart(kind, target, sent):
@@ -138,7 +140,7 @@ def test_transfers_between_slices_are_apart(kind, target, sent):
 
 
 def test_a_transfer_that_is_not_known_is_named():
-    for kind, target in (("BROADCAST", "{1,2}x{0:15}"), ("ALL_REDUCE", "")):
+    for kind, target in (("BROADCAST", '"{1,2}x{0:15}"'), ("ALL_REDUCE", '""')):
         with pytest.raises(ValueError, match=f"'{kind}': expected one of ALL_REDUCE, .* a target"):
             measure_traffic(between_slices(kind, target), lambda names: 1)
 

@@ -6,6 +6,7 @@ FALSE_GCLOUD:
     state     of the queued resource; None where there is none
     becomes   states that the next looks find, one a look
     slices    slices of the queued resource; each has two hosts
+    states    of those that are not READY, by name
     begun     whether a run has been launched on this slice; until then its hosts say "none"
     runs      what they say of it then, an answer a question, the last again and again: each
               "running", "none" or an exit code a host, with commas between them
@@ -171,6 +172,7 @@ FAULTS = {
     ),
     "a code not written yet": ("FOPE a 0\nFOPE done\nFOPE b \nFOPE done\n", "", 0),
     "hosts say nothing": ("", "", 0),
+    "preempted": ("PREEMPTED\n", "", 0),
     "no capacity": (
         "",
         f'ERROR: {COMMAND} {{\n  "code": 8,\n  "message": "There is no more capacity in '
@@ -184,6 +186,7 @@ FORMATS = {
     "value(state.state)": "describe",
     "value(tpu.nodeSpec[].nodeId)": "nodes",
     "value(networkEndpoints[].ipAddress)": "endpoints",
+    "value(state)": "slice",
 }
 # What a command on the hosts is, by a word of it.
 ON_HOSTS = {"make_venv": "install", "run.pid.new": "launch", "FOPE $(hostname)": "ask"}
@@ -261,11 +264,15 @@ def do(world, verb, names, given):
             print(f"ERROR: {COMMAND} ALREADY_EXISTS: Resource already exists", file=sys.stderr)
             return 1
         world["state"], world["becomes"], world["begun"] = "PROVISIONING", world["then"], False
+        world["states"] = {}
         world["slices"] = int(given.get("node-count", ["1"])[0])
     elif world["state"] is None:
         return fail("absent", verb)
     elif verb == "nodes":
         print(NAME if slices == 1 else ";".join(f"{NAME}-{i}" for i in range(slices)))
+        return 0
+    elif verb == "slice":
+        print(world["states"].get(names[0], "READY"))
         return 0
     elif verb == "endpoints":
         print("10.0.0.2;10.0.0.3")
@@ -283,7 +290,7 @@ def do(world, verb, names, given):
         if code := _on_hosts(world["hosts"], chosen, verb, names, given):
             return code
     elif verb == "ask":
-        said = world["runs"][0] if world["begun"] else "none,none"
+        said = world["runs"][0] if world["begun"] else ",".join(["none"] * 2 * slices)
         if world["begun"] and len(world["runs"]) > 1:
             world["runs"].pop(0)
         lines = (f"FOPE host{i} {one}\nFOPE done\n" for i, one in enumerate(said.split(",")))

@@ -80,6 +80,11 @@ def test_help_is_the_comment_at_the_top(name):
         ("jobset", ["--name", "x", "--image=i", "--slice=v5e:3x3", *RUN], "no whole hosts of"),
         ("jobset", ["--name", "x", "--image=i", "--slice=v9:4x4", *RUN], "v4, v5e, v5p, v6e or"),
         ("jobset", ["--name", "X", "--image=i", "--slice=v5e:4x4", *RUN], "lower-case letters"),
+        (
+            "jobset",
+            ["--name", "x", "--image=i", "--slice=v5e:2x2", "--slices=2", *RUN],
+            "--slices 2: --slice v5e:2x2 is one host; GKE joins only slices of several hosts",
+        ),
         ("resume", [*PLACE, "--accelerator", "v4-8"], "nothing to run"),
         ("xpk", [*PLACE, "--cluster", "c"], "--accelerator is missing"),
         ("local", ["--processes", "2"], "nothing to run; give -- COMMAND"),
@@ -381,6 +386,7 @@ class Gcloud:
                     "becomes": list(becomes),
                     "then": ["PROVISIONING", "ACTIVE"],
                     "slices": 1,
+                    "states": {},
                     "begun": state == "ACTIVE",
                     "runs": list(runs),
                     "hosts": None,
@@ -581,6 +587,17 @@ def test_resume_gives_up(gcloud, state, runs, code, message):
     result = gcloud.resume("--limit", "1")
     assert result.code == code and message in result.said, result.said
     assert "delete" not in result.did and result.state == "ACTIVE"
+
+
+def test_a_slice_that_is_taken_away_from_several_is_a_loss_of_all(gcloud):
+    """Its request may be ACTIVE still; the hosts of the others alone are not asked for long."""
+    gcloud.has(ask=["one slice left out", "one slice left out"], delete=["unavailable"])
+    world = json.loads(gcloud.world.read_text())
+    world |= {"slices": 2, "states": {"run1-1": "PREEMPTED"}, "runs": ["running", "0,0,0,0"]}
+    gcloud.world.write_text(json.dumps(world))
+    result = gcloud.resume("--limit", "1", "--slices", "2")
+    assert (result.code, result.state, result.did) == (0, "ACTIVE", MADE | {"delete": 1})
+    assert "run1-1 is PREEMPTED; starting it again (1 of 1)" in result.said
 
 
 def test_requests_that_fail_again_and_again_are_losses(gcloud):
@@ -841,6 +858,7 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
         ("delete", [], {"describe": ["network"]}, "--at-once deletes all the same"),
         ("status", [], {"describe": ["auth"]}, "UNKNOWN (ERROR:"),
         ("status", [], {"ask": ["one slice left out"]}, "not all hosts have answered: 1 of 2"),
+        ("status", [], {"ask": ["hosts away"], "slice": ["preempted"]}, "lost: run1 is PREEMPTED"),
         ("logs", ["--save", "logs"], {"logs": ["hosts away"]}, "slice 0, worker 0:"),
     ],
 )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,11 +26,14 @@ import numpy as np
 from fope_jax.config import Experiment, TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.gallery.examples import examples
+from fope_jax.model import sharding
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.layer_patterns import LAYER_PATTERNS
+from fope_jax.train import state as train_state
 from fope_jax.train.state import (
+    StatePlan,
     init_constants,
     init_train_state,
     plan_state,
@@ -116,11 +121,23 @@ def batches(packed: bool, steps: int) -> list[Batch]:
     return found
 
 
+def plan_on_slices(setup: Experiment, devices: Sequence[Any]) -> StatePlan:
+    """`plan_state` with as many slices as the mesh names; CPU devices belong to none."""
+    count = max(1, setup.mesh.dcn_data) * setup.mesh.dcn_fsdp
+
+    def devices_by_slice(devices: Sequence[Any]) -> list[Sequence[Any]]:
+        return [devices[index::count] for index in range(count)]  # no two neighbours in one
+
+    with (
+        mock.patch.object(sharding, "devices_by_slice", devices_by_slice),
+        mock.patch.object(train_state, "devices_by_slice", devices_by_slice),
+    ):
+        return plan_state(setup, devices)
+
+
 def run(case: dict[str, Any]) -> dict[str, Any]:
     """Losses of each step, per-device memory, and what the compiled step keeps whole."""
-    devices = jax.devices()[: case.get("devices", 8)]
-    setup = experiment(case)
-    plan = plan_state(setup, devices)
+    plan = plan_on_slices(experiment(case), jax.devices()[: case.get("devices", 8)])
     state, constants = init_train_state(plan), init_constants(plan)
     data = batches(case.get("packed", True), case.get("steps", 3))
     step = trace_step(plan, shard_batch(data[0], plan.mesh)).lower().compile()
@@ -130,8 +147,8 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         ("out", state, step.output_shardings[0]),
     ):
         leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-            if leaf.size >= LARGE and sharding.is_fully_replicated:
+        for (path, leaf), placed in zip(leaves, jax.tree.leaves(shardings), strict=True):
+            if leaf.size >= LARGE and placed.is_fully_replicated:
                 whole.append(f"{name} {jax.tree_util.keystr(path)} {leaf.shape}")
     losses, norms = [], []
     for batch in data:

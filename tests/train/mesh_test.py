@@ -25,6 +25,7 @@ MESHES = {
     "context": {"fsdp": 1, "context": 8},
     "tensor": {"fsdp": 4, "tensor": 2},
     "all": {"data": 1, "fsdp": 2, "context": 2, "tensor": 2},
+    "four slices": {"fsdp": 2, "dcn_data": 2, "dcn_fsdp": 2},
 }
 # A method with all hooks: far versions, running sums; and all that a layer can have beside it.
 EVERYTHING = {

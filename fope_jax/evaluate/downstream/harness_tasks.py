@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fope_jax.evaluate.downstream.scores import sum_and_squares
-from fope_jax.evaluate.harness import TextModel, as_harness_model
+from fope_jax.evaluate.harness import as_harness_model
 from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.text_model import TextModel
 from fope_jax.extras import installed_version, require
 
 LM_EVAL = "lm-eval"

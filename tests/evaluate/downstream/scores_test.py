@@ -10,7 +10,7 @@ from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.downstream.items import Item, ItemTask, written_metrics
 from fope_jax.evaluate.downstream.longbench import metrics_of
 from fope_jax.evaluate.downstream.scores import check_room, score_items
-from fope_jax.evaluate.harness import TextModel
+from fope_jax.evaluate.text_model import TextModel
 from tests.evaluate.harness_test import successor
 
 BYTES = BytesTokenizer()

@@ -20,6 +20,7 @@ LINKS = (re.compile(r"!\[[^\]]*\]\([^)]*\)"), re.compile(r"\]\([^)\s]*\)"))
 EXEMPT = {
     "code and links": (*CODE, *LINKS),
     "lengths": tuple(map(re.compile, (r"\b\d+(?:\.\d+)?L\b", r"L = \d+", r"2 pi / [\d,]+"))),
+    "sizes and slices": (re.compile(r"\b\d+x\d+(?:x\d+)?\b"), re.compile(r"\b\d+m\b")),
     "names": (re.compile(r"\b(?:SmolLM2?|Llama)[- ][\w.]*\d[\w.]*(?:-\w+)?"),),
     "the paper's parts": (
         re.compile(r"\b(?:[Ff]igures?|[Tt]ables?|Section|[Ee]quations?) \d+\w?"),

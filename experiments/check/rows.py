@@ -58,6 +58,7 @@ def _by_seed(rows: Iterable[Row], number: Callable[[Any], float]) -> BySeed:
     return {seed: float(number(add_up(of_seed))) for seed, of_seed in sorted(seeds.items())}
 
 
+@cache
 def loss(pattern: str, variant: str, context: int, split: str = "validation") -> BySeed:
     """Nats per token on the same tokens, all documents together."""
     wanted = {"variant": variant, "context": context, "split": split, "protocol": "same-tokens"}

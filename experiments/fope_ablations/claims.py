@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import cache
 
 from experiments.check.claims import Claim, Page, Table, by_row
 from experiments.check.rows import (
@@ -72,6 +73,7 @@ def cells(header: list[str], row: list[str]) -> list:
     return [None, *perplexities, *map(starred, differences)]
 
 
+@cache
 def significant_of_all(context: int) -> list[int]:
     """Pairs of variants that differ with all tested together, and all pairs."""
     pairs = {pair: more(*pair, context) for pair in itertools.combinations(VARIANTS, 2)}

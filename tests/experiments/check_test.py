@@ -18,7 +18,7 @@ ABLATIONS = PAGES["experiments/fope_ablations/README.md"]
 def test_every_number_on_a_page_is_that_of_the_rows(path):
     result = program.check(PAGES[path])
     assert result.problems == []
-    assert result.compared > 0
+    assert result.compared or not PAGES[path].claims
 
 
 @pytest.mark.parametrize("module", [compare, rows])

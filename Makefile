@@ -5,7 +5,6 @@ RUNS ?= runs/demo
 METHODS ?= nope alibi rope fope
 PRETRAINED ?= runs/pretrained
 CONFIG := configs/quickstart.py
-COMPILED ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fope_jax/compiled
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -44,10 +43,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[data,dev]'
 	@touch $@
 
-# Recall and books with four methods, two runs at once, each on half of the cores. Compiled programs
-# are kept in $(COMPILED) for the next demo in a fresh place; RUNS= writes elsewhere.
+# Recall and books with four methods, two runs at once, each on half of the cores; RUNS= writes
+# elsewhere.
 demo: export JAX_PLATFORMS ?= cpu
-demo: export JAX_COMPILATION_CACHE_DIR = $(COMPILED)
 demo: $(INSTALLED)
 	@began=$$(date +%s); set -e; \
 	$(BIN)/fope data build --config $(CONFIG); \
@@ -72,7 +70,6 @@ demo-full: $(INSTALLED)
 # Lengths are multiples of train.length, 2,048: a key in 2,048 and 4,096 tokens, and the loss of the
 # same 1,024 tokens at the end of 2,048 and of 12,288 tokens, half as many again as it was trained on.
 pretrained-demo: export JAX_PLATFORMS ?= cpu
-pretrained-demo: export JAX_COMPILATION_CACHE_DIR = $(COMPILED)
 pretrained-demo: EVALUATE = $(BIN)/fope evaluate $(PRETRAINED)/smollm2 --protocols
 pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,1.5 --config.evaluate.num_windows=1 \
   --config.evaluate.scored_tokens=2048

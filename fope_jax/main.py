@@ -14,6 +14,7 @@ from fope_jax.command_line.parser import build_parser, check_verb
 from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
 from fope_jax.logs import log_to_stderr
+from fope_jax.processes.program_cache import keep_programs
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with log_to_stderr(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
+            keep_programs()
             for library in arguments.verb.needs:
                 require(library, "train")
             for module in arguments.allow_module:

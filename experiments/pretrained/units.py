@@ -111,32 +111,38 @@ def keys(
 
 
 def training(method: str, seed: int) -> Iterator[Unit]:
-    """A short training, and what the model has become; before it, at the same lengths."""
+    """A short training, and what the model has become."""
     after = {"updates": UPDATES, "seed": seed}
     yield Unit("training", method, "books", TRAINED_AT, **after)
     yield from losses((2 * LENGTH, TRAINED_AT, LENGTH), [method], **after)
     yield from keys((TRAINED_AT,), ("noise", "corpus"), [method], **after)
     yield from keys((LENGTH,), ("noise",), [method], **after)
-    if seed == 0:
-        yield from losses((2 * LENGTH,), [method])
-        yield from keys((TRAINED_AT,), ("noise", "corpus"), [method])
+
+
+def before_training(method: str) -> Iterator[Unit]:
+    """What a training starts from: the model as published, under the method."""
+    yield from keys((TRAINED_AT,), ("noise", "corpus"), [method])
+    yield from losses((2 * LENGTH,), [method])
 
 
 def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
     """Every unit once, what says most first."""
     one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
-    first, second = list(TRAININGS)[:2], list(TRAININGS)[2:6]
+    main, second = list(TRAININGS)[:4], list(TRAININGS)[4:6]
     rounds: list[Iterable[Unit]] = [
         losses([two], MAIN),
         keys([one], ["noise"], ["rope"]),
         keys([two], ["noise"], ["rope", "yarn"]),
         losses([two], METHODS),
-        *(training(method, 0) for method in first),
+        *(training(method, 0) for method in main[:2]),
         [Unit("heads", "rope", "corpus", context) for context in (one, two)],
-        keys([two], ["noise"], WELL_KNOWN),
+        *(training(method, 0) for method in main[2:]),
+        *(before_training(method) for method in main),
         keys([one], ["noise"], MAIN),
-        losses([one], METHODS),
         *(training(method, 0) for method in second),
+        keys([two], ["noise"], WELL_KNOWN),
+        losses([one], METHODS),
+        *(before_training(method) for method in second),
         [Unit("heads", "yarn", "corpus", two)],
         keys([two], ["corpus"], MAIN),
         losses([LONGEST], FAR_METHODS),
@@ -145,6 +151,7 @@ def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
         keys([two, one], ["noise", "corpus"], METHODS),
         losses([more], METHODS),
         *(training(method, seed) for seed in range(seeds) for method in TRAININGS),
+        *(before_training(method) for method in TRAININGS),
         keys([more], ["noise", "corpus"], METHODS),
         losses([LONGEST], METHODS),
     ]
@@ -160,4 +167,4 @@ def core_seconds(unit: Unit) -> float:
     forward = tokens * (0.0075 + 0.9e-6 * tokens)
     if unit.kind == "training":
         return unit.updates * 3 * forward + 20 * forward
-    return forward + (0.017 * tokens if unit.kind == "every_key" else 0.0)
+    return forward + (0.008 * tokens if unit.kind == "every_key" else 0.0)

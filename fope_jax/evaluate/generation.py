@@ -57,11 +57,13 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
                 if count > 1:
                     positions = position + jnp.arange(count - 1, dtype=jnp.int32)
                     segments = jnp.ones_like(positions)
-                    after, _ = forward_cached(model, cache, answer[:, :-1], positions, segments)
+                    after, _ = forward_cached(
+                        model, cache, answer[:, :-1], positions, segments, keep=False
+                    )
                     states = jnp.concatenate([states, after], axis=1)
                 return token_nats(states, unembedding, answer)[0]
 
-            nats = jax.lax.map(answer_nats, answers.swapaxes(0, 1)).swapaxes(0, 1)
+            nats = jax.vmap(answer_nats, in_axes=1, out_axes=1)(answers)
             return greedy_decode(model, hidden, cache, position, count), nats
 
         def ask(asking: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -39,10 +39,13 @@ from fope_jax.typing import Array
 class LayerCache(NamedTuple):
     """What one layer of a period keeps; the token of index t is in slot ``t mod W``.
 
+    Heads come before slots, as attention multiplies them: otherwise all keys and values would be
+    copied into that order for every token.
+
     Attributes:
-      keys: ``[L / P, B, W, K, E]``, or N heads if the method makes so many.
-      values: ``[L / P, B, W, K, H]``.
-      sums: ``[L / P, B, W, N, 2]`` running sums of the method's bias; None if it has none.
+      keys: ``[L / P, B, K, W, E]``, or N heads if the method makes so many.
+      values: ``[L / P, B, K, W, H]``.
+      sums: ``[L / P, B, N, W, 2]`` running sums of the method's bias; None if it has none.
     """
 
     keys: Array
@@ -91,13 +94,14 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
 
     layers = []
     for layer, key in zip(model.pattern, jax.eval_shape(rotated_keys), strict=True):
-        sizes = (config.num_layers // len(model.pattern), batch, _slots(layer, size))
+        sizes, slots = (config.num_layers // len(model.pattern), batch), _slots(layer, size)
+        (heads, width), (kv_heads, head_dim) = key.shape[2:], (shape.num_kv_heads, shape.head_dim)
         has_sums = has_hook(layer.method, "running_bias")
         layers.append(
             LayerCache(
-                jnp.zeros((*sizes, *key.shape[2:]), config.dtype),
-                jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
-                jnp.zeros((*sizes, shape.num_heads, 2), jnp.float32) if has_sums else None,
+                jnp.zeros((*sizes, heads, slots, width), config.dtype),
+                jnp.zeros((*sizes, kv_heads, slots, head_dim), config.dtype),
+                jnp.zeros((*sizes, shape.num_heads, slots, 2), jnp.float32) if has_sums else None,
             )
         )
     zeros = jnp.zeros((batch, size), jnp.int32)
@@ -110,29 +114,37 @@ def _slots(layer: Layer, size: int) -> int:
 
 
 def forward_cached(
-    model: Transformer, cache: KVCache, tokens: Array, positions: Array, segments: Array
+    model: Transformer,
+    cache: KVCache,
+    tokens: Array,
+    positions: Array,
+    segments: Array,
+    *,
+    keep: bool = True,
 ) -> tuple[Array, KVCache]:
     """Reads the next T tokens of each row; ``tokens``, ``positions``, ``segments`` ``[B, T]``.
 
     Shorter rows begin with padding, segment 0. Returns the activations ``[B, T, D]`` after the
-    final norm and the cache with these tokens. ValueError if the cache is full or was made for
-    other windows; if ``filled`` is traced, as inside ``jit``, tokens that do not fit and all later
-    ones give NaN instead.
+    final norm and the cache with these tokens; without ``keep`` the cache as it was, which ``vmap``
+    over several continuations then does not copy for each. ValueError if the cache is full or was
+    made for other windows; if ``filled`` is traced, as inside ``jit``, tokens that do not fit and
+    all later ones give NaN instead.
     """
     config, pattern = model.config, model.pattern
     _check_slots(cache, pattern)
     start, length = jnp.asarray(cache.filled), tokens.shape[1]
     filled = _filled_after(cache, length)
     before = cache
-    cache = cache._replace(
-        positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1),
-        segments=jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, start, axis=1),
-    )
+    if keep:
+        cache = cache._replace(
+            positions=jax.lax.dynamic_update_slice_in_dim(before.positions, positions, start, 1),
+            segments=jax.lax.dynamic_update_slice_in_dim(before.segments, segments, start, 1),
+        )
     tables = model.tables(positions)
     keys_index = []
     for layer in cache.layers:
-        slots = layer.keys.shape[2]
-        if _is_in_turn(cache, slots, length):
+        slots = layer.keys.shape[3]
+        if keep and _is_in_turn(cache, slots, length):
             keys_index.append(_slot_index(cache, slots, start + length))
         else:
             kept = _slot_index(before, slots, start)
@@ -154,22 +166,26 @@ def forward_cached(
         sums = None
         if stored.sums is not None:
             sums = running_sums(bias_increments(layer, variables, y))
-            last = jnp.where(start > 0, _slot(stored.sums, start - 1), 0.0)
+            last = jnp.where(start > 0, _slot(stored.sums, start - 1), 0.0).swapaxes(1, 2)
             sums = add_sums(jnp.broadcast_to(last, sums.shape), sums)
         follows_length = layer.method.limits.follows_length
         new = LayerCache(k if follows_length else rotated_k, v, sums)
-        in_turn = _is_in_turn(cache, stored.keys.shape[1], length)
-        stack = jax.tree.map(lambda x, y: _write(x, y, number, start, in_turn), stack, new)
+        new = jax.tree.map(lambda x: x.swapaxes(1, 2), new)
+        in_turn = keep and _is_in_turn(cache, stored.keys.shape[2], length)
+        if keep:
+            stack = jax.tree.map(lambda x, y: _write(x, y, number, start, in_turn), stack, new)
         if in_turn:
             seen = jax.tree.map(lambda x: _layer(x, number), stack)
         else:
-            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), stored, new)
+            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), stored, new)
+        seen = jax.tree.map(lambda x: x.swapaxes(1, 2), seen)
         keys = seen.keys
         if follows_length:
             queries = jnp.zeros((*keys.shape[:2], *q.shape[2:]), q.dtype)
             _, keys = layer.method.rotate(variables, k_tables[index], queries, keys)
-        # For a single query, all scores take no more memory than the keys.
-        is_whole = length == 1 or config.attention == "reference"
+        # For few queries, all scores take no more memory than the keys.
+        is_small = length * q.shape[2] <= keys.shape[2] * keys.shape[3]
+        is_whole = length == 1 or is_small or config.attention == "reference"
         attended = attend(
             rotated_q,
             keys,
@@ -206,13 +222,13 @@ def forward_cached(
     hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
     # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
-    return hidden, cache._replace(layers=layers, filled=filled)
+    return hidden, cache._replace(layers=layers, filled=filled) if keep else before
 
 
 def _check_slots(cache: KVCache, pattern: tuple[Layer, ...]) -> None:
     size = cache.positions.shape[1]
     for index, (layer, stored) in enumerate(zip(pattern, cache.layers, strict=True)):
-        slots, needed = stored.keys.shape[2], _slots(layer, size)
+        slots, needed = stored.keys.shape[3], _slots(layer, size)
         if slots != needed:
             raise ValueError(
                 f"layer {index} has {slots} slots in a cache of {size} tokens: with window="
@@ -240,29 +256,29 @@ def _slot_index(cache: KVCache, slots: int, filled: Array) -> TokenIndex:
 
 
 def _slot(stored: Array, token: Array) -> Array:
-    """What ``stored [B, W, ...]`` holds for one token, ``[B, 1, ...]``."""
-    return jax.lax.dynamic_slice_in_dim(stored, token % stored.shape[1], 1, axis=1)
+    """What ``stored [B, N, W, ...]`` holds for one token, ``[B, N, 1, ...]``."""
+    return jax.lax.dynamic_slice_in_dim(stored, token % stored.shape[2], 1, axis=2)
 
 
 def _layer(stack: Array, number: Array) -> Array:
-    """One layer ``[B, W, ...]`` of ``stack [L / P, B, W, ...]``."""
+    """One layer ``[B, K, W, ...]`` of ``stack [L / P, B, K, W, ...]``."""
     return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
 
 
 def _write(stack: Array, new: Array, number: Array, start: Array, in_turn: bool) -> Array:
-    """Writes ``new [B, T, ...]``, from token ``start`` on, into layer ``number`` of ``stack``.
+    """Writes ``new [B, K, T, E]``, from token ``start`` on, into layer ``number`` of ``stack``.
 
     ``in_turn``: no slot is used twice, as in a layer that keeps all tokens.
     """
-    slots, length = stack.shape[2], new.shape[1]
+    slots, length = stack.shape[3], new.shape[2]
     if in_turn:
         zero = jnp.zeros_like(number)
-        first = (number, zero, start % slots, *[zero] * (new.ndim - 2))
+        first = (number, zero, zero, start % slots, zero)
         return jax.lax.dynamic_update_slice(stack, new[None], first)
     count = min(slots, length)
     slot = (start + length - count + jnp.arange(count)) % slots
-    newest = new[:, length - count :].swapaxes(0, 1)  # an index before and after B puts W first
-    return stack.at[number, :, slot].set(newest, unique_indices=True)
+    newest = jnp.moveaxis(new[:, :, length - count :], 2, 0)  # indices apart put W first
+    return stack.at[number, :, :, slot].set(newest, unique_indices=True)
 
 
 def _filled_after(cache: KVCache, count: int) -> Any:

@@ -41,13 +41,20 @@ def block_logits(rules, q, k, q_sums, k_sums, variables, q_index, k_index) -> Ar
 def products(rules, q, k, q_index, k_index) -> Array:
     """``q.k``, of the second half of both for keys ``far_from`` tokens back or further."""
     if rules.far_from is None:
-        return dot("bkgth,bksh->bkgts", q, k)
+        return _all_products(q, k)
     near, far = (
-        dot("bkgth,bksh->bkgts", *halves)
+        _all_products(*halves)
         for halves in zip(jnp.split(q, 2, axis=-1), jnp.split(k, 2, axis=-1), strict=True)
     )
     distance = q_index.positions[:, :, None] - k_index.positions[:, None, :]
     return jnp.where((distance >= rules.far_from)[:, None, None], far, near)
+
+
+def _all_products(q: Array, k: Array) -> Array:
+    """``[B, K, G, t, s]``; of the keys and the products, the smaller is transposed on a CPU."""
+    if q.shape[2] * q.shape[3] < q.shape[4]:
+        return jnp.moveaxis(dot("bksh,bkgth->bksgt", k, q), 2, -1)
+    return dot("bkgth,bksh->bkgts", q, k)
 
 
 def dot(spec: str, x: Array, y: Array) -> Array:

@@ -25,7 +25,6 @@ from fope_jax.sweep.runs import PlannedRun
 from fope_jax.train.workdir import CONFIG, has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
-COMPILED_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # where jax keeps compiled programs
 DONE = "sweep.json"  # in the directory of a finished run: its experiment
 
 # Otherwise glibc returns large buffers to the kernel after every step and page-faults them back.
@@ -136,8 +135,6 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
     os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
-    environment.setdefault(COMPILED_VARIABLE, str(workdir.resolve() / ".compiled"))
-    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small ones too
     environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     # The sweep's files name them, but `extend` and `evaluate` read them from a run's config.json.
     modules = named_modules(to_spec(run.experiment.position))

@@ -322,9 +322,35 @@ def test_a_cache_that_keeps_the_window_gives_the_uncached_pass(name):
     whole = hidden(model, batch, positions, np.ones_like(positions))
     assert float(jnp.std(whole)) > 0.5
     np.testing.assert_allclose(decoded(model, batch, (11, 2, 5)), whole, rtol=1e-4, atol=2e-4)
-    slots = [layer.keys.shape[2] for layer in init_cache(model, 1, 64).layers]
+    slots = [layer.keys.shape[3] for layer in init_cache(model, 1, 64).layers]
     limits = [layer.window or layer.chunk or 64 for layer in model.pattern]
     assert slots == limits
+
+
+@every_model
+def test_continuations_of_one_prompt_do_not_see_each_other(name):
+    """Three, longer than the windows, after one prompt whose cache is not changed."""
+    model, prompt = new_model(name, attention="reference"), tokens(2, 17)
+    endings = np.random.default_rng(3).integers(0, 53, (3, 2, 9)).astype(np.int32)
+
+    @jax.jit
+    def read(model, prompt, endings):
+        at = jnp.broadcast_to(jnp.arange(26, dtype=jnp.int32), (2, 26))
+        ones = jnp.ones_like(at)
+        read = functools.partial(forward_cached, model)
+        _, cache = read(init_cache(model, 2, 26), prompt, at[:, :17], ones[:, :17])
+
+        def read_ending(ending):
+            return read(cache, ending, at[:, 17:], ones[:, 17:], keep=False)[0]
+
+        return jax.vmap(read_ending)(endings), read(cache, endings[0], at[:, 17:], ones[:, 17:])[0]
+
+    found, kept = read(model, prompt, endings)
+    np.testing.assert_allclose(found[0], kept, rtol=1e-4, atol=2e-4)
+    at = np.arange(26, dtype=np.int32)[None]
+    for ending, each in zip(endings, found, strict=True):
+        whole = hidden(model, np.concatenate([prompt, ending], axis=1), at, np.ones_like(at))
+        np.testing.assert_allclose(each, whole[:, 17:], rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.slow

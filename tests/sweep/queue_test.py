@@ -26,7 +26,6 @@ arguments = sys.argv[2:]
 at = arguments.index("--run" if arguments[0] == "evaluate" else "--workdir") + 1
 directory = pathlib.Path(arguments[at])
 directory.mkdir(exist_ok=True)
-(directory / "programs").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])
 with calls.open("a") as stream:
     stream.write(json.dumps([arguments[0], directory.name, time.time()]) + "\\n")
 if (directory.parent / f"fail-{arguments[0]}-{directory.name}").exists():
@@ -95,16 +94,6 @@ def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     asked = [*RUNS[:2], Train("c", f"{QUICK},seed=1", ("evaluate.num_windows=5",))]
     assert sweep(workdir, asked)[:2] == ["2 of 3 runs are done and kept", "1 run to make: c"]
     assert verbs(calls)[6:] == [("train", "c"), ("evaluate", "c")]
-
-
-@pytest.mark.parametrize("kept", ["", "/kept/programs"])
-def test_runs_share_compiled_programs(tmp_path, calls, monkeypatch, kept):
-    """In the directory that the environment names, else in that of the sweep."""
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    if kept:
-        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", kept)
-    sweep(tmp_path, [Train("a", QUICK)])
-    assert (tmp_path / "a" / "programs").read_text() == (kept or f"{tmp_path}/.compiled")
 
 
 def test_a_failure_spares_the_others_and_its_children_wait(tmp_path, calls):

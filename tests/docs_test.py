@@ -22,7 +22,10 @@ PAGES = [
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/**/*.md"),
     *ROOT.glob("experiments/*/README.md"),
-    *(ROOT / f"{folder}/README.md" for folder in ("benchmarks", "tpu_scripts", "tests/goldens")),
+    *(
+        ROOT / f"{folder}/README.md"
+        for folder in ("benchmarks", "experiments", "tpu_scripts", "tests/goldens")
+    ),
 ]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 DRAWN = re.compile(r"docs/(concepts|methods)/pictures/[\w+-]+\.svg")  # when the site is built

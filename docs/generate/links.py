@@ -26,6 +26,7 @@ def included_pages() -> dict[str, str]:
         "CONTRIBUTING.md": "contributing.md",
         "CHANGELOG.md": "changelog.md",
         "benchmarks/README.md": "findings/benchmarks.md",
+        "experiments/README.md": "findings/experiments.md",
         "tpu_scripts/README.md": "howto/tpu_scripts.md",
     }
     for path in sorted(ROOT.glob("experiments/*/README.md")):

@@ -1,0 +1,1 @@
+"""Numbers on pages against the committed rows: `python -m experiments.check`."""

@@ -1,0 +1,163 @@
+"""Pages that sum up several experiments."""
+
+from __future__ import annotations
+
+from experiments.books_to_web import claims as books_to_web
+from experiments.check.claims import Below, Claim, Page
+from experiments.check.rows import ends, minus
+from experiments.extrapolation import claims as extrapolation
+from experiments.fope_ablations import claims as ablations
+from experiments.pretrained import claims as pretrained
+from experiments.spectra import claims as spectra
+from experiments.tournament import claims as tournament
+
+LENGTH, LONGEST = 128, 2048
+SHORT = tournament.SHORT
+THEN = ", then {} at 2L"
+
+
+def recall(variant: str, *multiples: int) -> list[float]:
+    """Percent right at multiples of L."""
+    return [tournament.percent(variant, multiple * SHORT) for multiple in multiples]
+
+
+def floor_costs() -> list[float]:
+    return [pretrained.at("clip", 6, 8) - pretrained.at("rope", 6, 8)]
+
+
+FRONT = Page(
+    path="README.md",
+    exempt_sections={"": "settings and times", "The functions": "settings", "License": "settings"},
+    unchecked={"The answer": "the rows of the demo are not committed; `make demo` prints it"},
+)
+
+FINDINGS = Page(
+    path="docs/findings/index.md",
+    claims=(
+        Claim(
+            "FoPE recalls {}% at 2L, RoPE {}%; KERPLE",
+            lambda: [*recall("FoPE", 2), *recall("RoPE", 2)],
+        ),
+        Claim("the floor alone costs {} nats without training", floor_costs),
+    ),
+    exempt={
+        "settings": ["to 16 times the length", "8,192 tokens", "beyond 1.25 times its length"],
+        "of the demo, whose rows are not committed": ["FoPE recalls 81% at 2L, RoPE 8% |"],
+    },
+)
+
+ITEMS = Page(
+    path="experiments/README.md",
+    claims=(
+        Claim(
+            "| holds: {}% at L, {}% at 2L | three seeds, {} trials a length |",
+            lambda: [*recall("RoPE", 1, 2), tournament.trials()],
+        ),
+        Claim("holds: {}, {}, {}, {} and {}% at L to 16L", lambda: recall("ALiBi", 1, 2, 4, 8, 16)),
+        Claim(
+            "beyond L holds ({} ± {} points); stable not here: {}% at L, {}% at 2L, {}% at 16L",
+            lambda: [*ends(tournament.apart("FoPE", "RoPE")), *recall("FoPE", 1, 2, 16)],
+        ),
+        Claim(
+            "holds: by {} ± {} nats a token at 16L | after 1,000 updates; after 500 not resolved "
+            "({} ± {}, tournament)",
+            lambda: [
+                *ends(extrapolation.behind("RoPE", "FoPE", LONGEST)),
+                *ends(tournament.behind("RoPE", "FoPE", LONGEST)),
+            ],
+        ),
+        Claim(
+            "above holds: by {} ± {} at 16L; slightly not here",
+            lambda: ends(books_to_web.behind("fope", "alibi", LONGEST)),
+        ),
+        Claim(
+            "the hidden states hold no position (below {}% of their energy)",
+            lambda: [Below(spectra.most_locked())],
+        ),
+        Claim(
+            "spectra, {} runs of {} variants | 1.2 M, 128 | goes with the gap: r = {}, "
+            "from {} to {}; not resolved among the {} variants that have any: {}, from {} to {}",
+            lambda: [
+                *spectra.undertrained_correlation(),
+                *(spectra.among_those_with_any()[index] for index in (3, 0, 1, 2)),
+            ],
+        ),
+        Claim(
+            "holds: by {} ± {} at 16L, over RoPE that merely goes on by {} ± {}",
+            lambda: [
+                *ends(extended("RoPE", "YaRN", "FoPE", LONGEST)),
+                *ends(extended("RoPE", "RoPE", "FoPE", LONGEST)),
+            ],
+        ),
+        Claim(
+            "at 2L holds ({} ± {}), at 16L the opposite ({} ± {})",
+            lambda: [
+                *ends(extended("FoPE", "YaRN", "FoPE", 2 * LENGTH)),
+                *ends(extended("FoPE", "FoPE", "YaRN", LONGEST)),
+            ],
+        ),
+        Claim(
+            "at L holds ({} ± {} below RoPE), at 16L not resolved ({} ± {})",
+            lambda: [
+                *ends(books_to_web.behind("rope", "fope", LENGTH, "web pages")),
+                *ends(books_to_web.behind("rope", "fope", LONGEST, "web pages")),
+            ],
+        ),
+        Claim(
+            "the gap falls by {} ± {} with the floor alone, by {} ± {} with the series alone",
+            lambda: [
+                *ends(ablations.wider("without the series", "RoPE"), -1),
+                *ends(ablations.wider("without the floor", "RoPE"), -1),
+            ],
+        ),
+        Claim(
+            "FoPE's gap minus RoPE's is {} ± {} with wide heads",
+            lambda: ends(ablations.wider("FoPE, head_dim 64", "RoPE, head_dim 64")),
+        ),
+        Claim(
+            "it costs {} at L, and gains {} ± {} at 16L",
+            lambda: [
+                ends(ablations.more("sigma 0.3", "RoPE", LENGTH))[0],
+                *ends(ablations.more("sigma 0.3", "RoPE", LONGEST), -1),
+            ],
+        ),
+        Claim(
+            "D = 16 costs {} ± {}, D = 128 {} ± {}",
+            lambda: [
+                *ends(ablations.more("D = 16", "RoPE", LENGTH)),
+                *ends(ablations.more("D = 128", "RoPE", LENGTH)),
+            ],
+        ),
+        Claim(
+            "RoPE loses {} ± {} by it at L, and its gap is the same ({} ± {})",
+            lambda: [
+                *ends(ablations.more("RoPE, QK-norm", "RoPE", LENGTH)),
+                *ends(ablations.wider("RoPE, QK-norm", "RoPE")),
+            ],
+        ),
+    ),
+    exempt={
+        "the paper's parts": ["Equations 7 and 8", "Tables 4 to 6", "the paper's has 16"],
+        "settings": [
+            "| 0.1 M, 64 tokens |",
+            "| 0.1 M, 64 |",
+            "| 1.2 M, 128 |",
+            "| 1.2 M, 128, then 256 |",
+            "60 M to 1.2 B",
+            "YaRN with factor 2 is read at 8 times",
+            "18 web pages, perplexities near 900",
+            "sigma 0.3 is best",
+            "it leaves out 0)",
+            "Intervals are 95%",
+        ],
+    },
+)
+
+
+def extended(base: str, one: str, other: str, context: int) -> dict[int, float]:
+    """How many nats ``base`` extended by ``one`` loses more than extended by ``other``."""
+    names = (base + THEN.format(one), base + THEN.format(other))
+    return minus(*(extrapolation.at(name, context) for name in names))
+
+
+PAGES: tuple[Page, ...] = (FRONT, FINDINGS, ITEMS)

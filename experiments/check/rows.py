@@ -1,0 +1,143 @@
+"""Numbers from the committed rows, by seed: losses, perplexities, recall, and their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fope_jax.report.differences import LEVEL, Difference, paired_difference
+from fope_jax.report.sums import Spread, add_up, spread
+from fope_jax.storage.files import read_json_lines
+
+EXPERIMENTS = Path(__file__).parents[1]
+Row = dict[str, Any]
+BySeed = dict[int, float]
+
+
+@cache
+def read(pattern: str) -> tuple[Row, ...]:
+    """The rows of ``experiments/PATTERN``; every file of results.
+
+    Raises:
+      FileNotFoundError: no file matches.
+    """
+    paths = sorted(EXPERIMENTS.glob(pattern))
+    if not paths:
+        raise FileNotFoundError(f"no file matches {EXPERIMENTS / pattern}")
+    return tuple(row for path in paths for _, row in read_json_lines(path))
+
+
+@cache
+def _grouped(pattern: str, kind: str, fields: tuple[str, ...]) -> dict[tuple, list[Row]]:
+    groups: dict[tuple, list[Row]] = {}
+    for row in read(pattern):
+        if row["kind"] == kind:
+            groups.setdefault(tuple(row.get(name) for name in fields), []).append(row)
+    return groups
+
+
+def select(pattern: str, kind: str, **wanted: Any) -> list[Row]:
+    """Rows of a kind with these fields.
+
+    Raises:
+      LookupError: there is none.
+    """
+    found = _grouped(pattern, kind, tuple(wanted)).get(tuple(wanted.values()))
+    if not found:
+        raise LookupError(f"{pattern} has no {kind!r} row with {wanted}")
+    return found
+
+
+def _by_seed(rows: Iterable[Row], number: Callable[[Any], float]) -> BySeed:
+    seeds: dict[int, list[Row]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(row)
+    return {seed: float(number(add_up(of_seed))) for seed, of_seed in sorted(seeds.items())}
+
+
+@cache
+def loss(pattern: str, variant: str, context: int, split: str = "validation") -> BySeed:
+    """Nats per token on the same tokens, all documents together."""
+    wanted = {"variant": variant, "context": context, "split": split, "protocol": "same-tokens"}
+    return _by_seed(select(pattern, "perplexity", **wanted), lambda sums: sums.loss())
+
+
+def accuracy(pattern: str, variant: str, contexts: Sequence[int], **wanted: Any) -> BySeed:
+    """Percent of trials that are right, over all ``contexts`` together."""
+    fields = {"variant": variant} | wanted
+    rows = [row for c in contexts for row in select(pattern, "retrieval", context=c, **fields)]
+    return _by_seed(rows, lambda sums: sums.accuracy())
+
+
+# ---------------------------------------------------------------------------- of numbers by seed
+
+
+def minus(one: BySeed, other: BySeed) -> BySeed:
+    """Paired differences, over the seeds that both have."""
+    return {seed: one[seed] - other[seed] for seed in one.keys() & other.keys()}
+
+
+def over(one: BySeed, other: BySeed) -> BySeed:
+    """Paired ratios."""
+    return {seed: one[seed] / other[seed] for seed in one.keys() & other.keys()}
+
+
+def exp(numbers: BySeed) -> BySeed:
+    return {seed: math.exp(number) for seed, number in numbers.items()}
+
+
+def mean(numbers: BySeed) -> float:
+    return spread(list(numbers.values())).mean
+
+
+def spread_of(numbers: BySeed) -> Spread:
+    """Mean and sample standard deviation over seeds."""
+    return spread(list(numbers.values()))
+
+
+def interval(differences: BySeed) -> Difference:
+    """The 95% interval of a mean of paired differences."""
+    difference = paired_difference(differences, dict.fromkeys(differences, 0.0))
+    assert difference is not None, "no seeds"
+    return difference
+
+
+def ends(differences: BySeed, sign: int = 1) -> tuple[float, float]:
+    """Mean and half width, as "0.187 ± 0.167"; ``sign=-1`` for "smaller by"."""
+    difference = interval(differences)
+    return sign * difference.mean, difference.half_width
+
+
+def holm_count(differences: Mapping[Any, BySeed]) -> int:
+    """How many intervals leave out 0 with all tested together (Holm 1979), at any seed count.
+
+    The report's `holm` asks for five seeds.
+    """
+    count = 0
+    for p in sorted(interval(each).p for each in differences.values()):
+        if p > (1 - LEVEL) / (len(differences) - count):
+            break
+        count += 1
+    return count
+
+
+# ---------------------------------------------------------------------------- as cells
+
+
+def plus_minus(numbers: Spread, digits: int) -> str:
+    """``12.3 ± 0.4``: mean and sample standard deviation.
+
+    >>> plus_minus(Spread(8900.4, 12.0, 3), 0)
+    '8,900 ± 12'
+    """
+    return f"{numbers.mean:,.{digits}f} ± {numbers.deviation:,.{digits}f}"
+
+
+def starred(differences: BySeed, digits: int = 3) -> str:
+    """``-0.306 ± 0.055 *``: mean, 95% interval, and whether that leaves out 0."""
+    difference = interval(differences)
+    mark = " *" if difference.leaves_out_zero else ""
+    return f"{difference.mean:+.{digits}f} ± {difference.half_width:.{digits}f}{mark}"

@@ -1,0 +1,134 @@
+"""Where the numbers of README.md come from; `python -m experiments.check extrapolation`."""
+
+from __future__ import annotations
+
+import itertools
+
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import (
+    BySeed,
+    ends,
+    exp,
+    holm_count,
+    interval,
+    loss,
+    mean,
+    minus,
+    plus_minus,
+    read,
+    spread_of,
+)
+
+ROWS = "extrapolation/results/*.jsonl"
+LENGTH, LONGEST = 128, 2048
+VARIANTS = {
+    "RoPE": "rope",
+    "RoPE, then RoPE at 2L": "rope+same-256",
+    "RoPE, then YaRN at 2L": "rope+yarn-256",
+    "RoPE, then FoPE at 2L": "rope+fope-256",
+    "FoPE": "fope",
+    "FoPE, then YaRN at 2L": "fope+yarn-256",
+    "FoPE, then FoPE at 2L": "fope+fope-256",
+}
+
+
+def at(variant: str, context: int) -> BySeed:
+    return loss(ROWS, VARIANTS[variant], context)
+
+
+def behind(one: str, other: str, context: int) -> BySeed:
+    """How many nats a token ``one`` loses more than ``other``."""
+    return minus(at(one, context), at(other, context))
+
+
+def growth(variant: str) -> float:
+    """Perplexity at 16L over that at L, the mean over seeds."""
+    return mean(exp(minus(at(variant, LONGEST), at(variant, LENGTH))))
+
+
+def cells(header: list[str], row: list[str]) -> list:
+    contexts = [int(name.replace(",", "")) for name in header[1:]]
+    first = LENGTH if "then" not in row[0] else 2 * LENGTH
+    return [None] + [
+        plus_minus(spread_of(exp(at(row[0], context))), 2) if context >= first else ""
+        for context in contexts
+    ]
+
+
+def at_the_longest() -> dict[tuple[str, str], BySeed]:
+    """Every pair of variants at 16L."""
+    return {pair: behind(*pair, LONGEST) for pair in itertools.combinations(VARIANTS, 2)}
+
+
+def alone_beyond() -> list[float]:
+    gain, at_twice = (behind("RoPE", "FoPE", context) for context in (LONGEST, 2 * LENGTH))
+    return [*ends(gain), growth("FoPE"), growth("RoPE"), *ends(at_twice)]
+
+
+def change_of_loss() -> float:
+    """Percent by which FoPE in place of RoPE raises the loss before the first update."""
+    starts = [
+        row["lineage"]["start"]
+        for row in read("extrapolation/results/rope_fope_*.jsonl")
+        if row["kind"] == "run"
+    ]
+    return sum(100 * (start["child"] / start["parent"] - 1) for start in starts) / len(starts)
+
+
+CLAIMS = (
+    Claim(
+        "Changing RoPE into FoPE raises the loss before the first update by {}%",
+        lambda: [change_of_loss()],
+    ),
+    Claim(
+        "{} ± {} nats a token at 16L ({} times its perplexity at L, RoPE {} times), {} ± {} at 2L.",
+        alone_beyond,
+    ),
+    Claim(
+        "FoPE beats YaRN by far** at 16L ({} ± {})",
+        lambda: ends(behind("RoPE, then YaRN at 2L", "RoPE, then FoPE at 2L", LONGEST)),
+    ),
+    Claim(
+        "It costs a little at 2L itself ({} ± {})",
+        lambda: ends(behind("RoPE, then FoPE at 2L", "RoPE, then YaRN at 2L", 2 * LENGTH)),
+    ),
+    Claim(
+        "beyond 2L ({} ± {} over RoPE alone at 16L, and {} ± {} over RoPE that merely went on at "
+        "2L)",
+        lambda: [
+            *ends(behind("RoPE, then YaRN at 2L", "RoPE", LONGEST)),
+            *ends(behind("RoPE, then YaRN at 2L", "RoPE, then RoPE at 2L", LONGEST)),
+        ],
+    ),
+    Claim(
+        "RoPE that goes on at 2L as it is gains {} ± {} at 16L over RoPE alone",
+        lambda: ends(behind("RoPE", "RoPE, then RoPE at 2L", LONGEST)),
+    ),
+    Claim(
+        "over it FoPE gains {} ± {}",
+        lambda: ends(behind("RoPE, then RoPE at 2L", "RoPE, then FoPE at 2L", LONGEST)),
+    ),
+    Claim(
+        "FoPE is better at 2L (by {} ± {}), YaRN at 16L (by {} ± {})",
+        lambda: [
+            *ends(behind("FoPE, then YaRN at 2L", "FoPE, then FoPE at 2L", 2 * LENGTH)),
+            *ends(behind("FoPE, then FoPE at 2L", "FoPE, then YaRN at 2L", LONGEST)),
+        ],
+    ),
+    Claim(
+        "of the {} pairs at 16L it leaves out 0 for {} one by one and for {} when all are taken",
+        lambda: [
+            len(at_the_longest()),
+            sum(interval(pair).leaves_out_zero for pair in at_the_longest().values()),
+            holm_count(at_the_longest()),
+        ],
+    ),
+)
+
+PAGE = Page(
+    path="experiments/extrapolation/README.md",
+    claims=CLAIMS,
+    tables=(Table(r"\| context \(tokens\) \| 128", by_row(cells)),),
+    exempt={"settings": ["8 times the length it was stretched to"]},
+    exempt_sections={"": "settings and times", "What this cannot show": "settings"},
+)

@@ -1,0 +1,145 @@
+"""Where the numbers of README.md come from; `python -m experiments.check fope_ablations`."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import (
+    BySeed,
+    ends,
+    exp,
+    holm_count,
+    loss,
+    minus,
+    plus_minus,
+    spread_of,
+    starred,
+)
+
+ROWS = "fope_ablations/results/*.jsonl"
+LENGTH, LONGEST = 128, 2048
+VARIANTS = {
+    "RoPE": "rope",
+    "FoPE": "fope",
+    "without the series": "fope-no-series",
+    "without the floor": "fope-no-floor",
+    "p-rope-6": "p-rope-6",
+    "zero phase 0, not 45 degrees": "fope-zero-phase",
+    "learnable": "fope-learnable",
+    "shared by layers": "fope-shared-layers",
+    "shared by heads": "fope-shared-heads",
+    "sigma as a normal deviation": "fope-normal",
+    "equations, sigma 0": "fope-sigma-0.0",
+    "sigma 0.1": "fope-sigma-0.1",
+    "sigma 0.3": "fope-sigma-0.3",
+    "sigma 0.5": "fope-sigma-0.5",
+    "D = 16": "fope-d-16",
+    "D = 64": "fope-d-64",
+    "D = 128": "fope-d-128",
+    "RoPE, QK-norm": "rope-qk-norm",
+    "FoPE, QK-norm": "fope-qk-norm",
+    "RoPE, head_dim 64": "rope-wide-heads",
+    "FoPE, head_dim 64": "fope-wide-heads",
+}
+
+
+def at(variant: str, context: int) -> BySeed:
+    return loss(ROWS, VARIANTS[variant], context)
+
+
+def gap(variant: str) -> BySeed:
+    """Loss at 16L minus loss at L."""
+    return minus(at(variant, LONGEST), at(variant, LENGTH))
+
+
+def more(one: str, other: str, context: int) -> BySeed:
+    """How many nats a token ``one`` loses more than ``other``."""
+    return minus(at(one, context), at(other, context))
+
+
+def wider(one: str, other: str) -> BySeed:
+    """How much larger the gap of ``one`` is than that of ``other``."""
+    return minus(gap(one), gap(other))
+
+
+def cells(header: list[str], row: list[str]) -> list:
+    name = row[0]
+    perplexities = [plus_minus(spread_of(exp(at(name, c))), 2) for c in (LENGTH, LONGEST)]
+    if name == "RoPE":
+        return [None, *perplexities, "", "", ""]
+    differences = more(name, "RoPE", LENGTH), more(name, "RoPE", LONGEST), wider(name, "RoPE")
+    return [None, *perplexities, *map(starred, differences)]
+
+
+@cache
+def significant_of_all(context: int) -> list[int]:
+    """Pairs of variants that differ with all tested together, and all pairs."""
+    pairs = {pair: more(*pair, context) for pair in itertools.combinations(VARIANTS, 2)}
+    return [holm_count(pairs), len(pairs)]
+
+
+CLAIMS = (
+    Claim(
+        "the gap is smaller than RoPE's by {} ± {}, with the series as well by {} ± {}, "
+        "with the series alone by {} ± {}",
+        lambda: [
+            number
+            for name in ("without the series", "FoPE", "without the floor")
+            for number in ends(wider(name, "RoPE"), -1)
+        ],
+    ),
+    Claim(
+        "With the same zero phase the series changes the gap by {} ± {}",
+        lambda: ends(wider("zero phase 0, not 45 degrees", "without the series")),
+    ),
+    Claim(
+        "Sigma 0.3 loses {} nats at L and is ahead of RoPE at 16L by {} ± {}",
+        lambda: [
+            ends(more("sigma 0.3", "RoPE", LENGTH))[0],
+            *ends(more("sigma 0.3", "RoPE", LONGEST), -1),
+        ],
+    ),
+    Claim(
+        "as a normal deviation loses {} ± {} at L where the equations lose {}",
+        lambda: [
+            *ends(more("sigma as a normal deviation", "RoPE", LENGTH)),
+            ends(more("sigma 0.3", "RoPE", LENGTH))[0],
+        ],
+    ),
+    Claim(
+        "code's 45 degrees: its gap is smaller by {} ± {}, its loss at 16L by {} ± {}",
+        lambda: [
+            *ends(wider("zero phase 0, not 45 degrees", "FoPE"), -1),
+            *ends(more("zero phase 0, not 45 degrees", "FoPE", LONGEST), -1),
+        ],
+    ),
+    Claim(
+        "shared by heads they cost {} ± {} at L",
+        lambda: ends(more("shared by heads", "FoPE", LENGTH)),
+    ),
+    Claim(
+        "FoPE's gap minus RoPE's is {} ± {} with wide heads and {} ± {} with QK-norm",
+        lambda: [
+            *ends(wider("FoPE, head_dim 64", "RoPE, head_dim 64")),
+            *ends(wider("FoPE, QK-norm", "RoPE, QK-norm")),
+        ],
+    ),
+    Claim(
+        "with QK-norm FoPE is worse at L by {} ± {}",
+        lambda: ends(more("FoPE, QK-norm", "RoPE, QK-norm", LENGTH)),
+    ),
+    Claim("with Holm {} of {} pairs remain at L, none at 16L", lambda: significant_of_all(LENGTH)),
+)
+
+PAGE = Page(
+    path="experiments/fope_ablations/README.md",
+    claims=CLAIMS,
+    tables=(Table(r"\|  \| perplexity at L", by_row(cells)),),
+    exempt={
+        "settings": ["beyond 0.3 and D = 64", "Zero phase 0", "head_dim 64 are far", "21 variants"],
+        "the paper's numbers": ["In the paper sigma 0.3 is best"],
+    },
+    exempt_sections={"": "settings and times"},
+)

@@ -284,8 +284,8 @@ def token_error(found: np.ndarray, expected: np.ndarray) -> float:
 def array_error(found: np.ndarray, expected: np.ndarray) -> float:
     """``|found - expected| / |expected|`` over a whole array; 0 where both are 0.
 
-    >>> array_error(np.array([1.0, 2.0]), np.array([1.0, 1.0])) == 0.5**0.5
-    True
+    >>> round(array_error(np.array([1.0, 2.0]), np.array([1.0, 1.0])), 4)
+    0.7071
     """
     found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
     difference = float(np.linalg.norm(found - expected))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 from typing import Any
 
@@ -22,12 +23,20 @@ class Worker:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, *task: Any) -> Any:
-        """The answer to a task; SystemExit with the advice where the process has stopped."""
+    def ask(self, *task: Any, seconds: float | None = None) -> Any:
+        """The answer to a task.
+
+        Raises:
+          SystemExit: the process has stopped; with the advice.
+          TimeoutError: there is no answer after ``seconds`` (None waits for it).
+        """
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(json.dumps(task) + "\n")
             self.process.stdin.flush()
+            # An answer is one line, so nothing of an earlier one waits in the buffer.
+            if not select.select([self.process.stdout], [], [], seconds)[0]:
+                raise TimeoutError(f"{self.name}: no answer after {seconds:.0f} s")
             line = self.process.stdout.readline()
         except BrokenPipeError:
             line = ""

@@ -2,8 +2,9 @@
 
 Tables need no claim. They are recognised by their header: those that `python -m
 experiments.pretrained tables` prints, whole or with fewer columns or rows, and the two formats of
-``stretch_cells`` and ``key_cells``. A row's method is named as in units.py, or as in ``NAMES``. A
-passage of prose with numbers of rows is a `Claim` of ``CLAIMS``.
+``stretch_cells`` and ``key_cells``. A row's method is named as in units.py, or as in ``NAMES``,
+with ", trained" after a short training. A passage of prose with numbers of rows is a `Claim` of
+``CLAIMS``.
 """
 
 from __future__ import annotations
@@ -17,16 +18,27 @@ from experiments.check.claims import Claim, Expected, Page, Table, TableText
 from experiments.check.compare import find_tables
 from experiments.check.rows import EXPERIMENTS
 from experiments.pretrained.tables import Results, all_tables, found_interval, loss_by_position
-from experiments.pretrained.units import LENGTH, METHODS, TRAININGS
+from experiments.pretrained.units import FLOORS, LENGTH, METHODS, TRAININGS, UPDATES
 
 STRETCH = 2048  # tokens
 NAMES = {
     "RoPE": "rope",
-    "YaRN, factor 2": "yarn",
-    "NTK, factor 2": "ntk",
+    "YaRN": "yarn",
+    "NTK": "ntk",
+    "PI": "pi",
+    "Llama 3": "llama3",
+    "dynamic NTK": "dynamic_ntk",
+    "Self-Extend": "self_extend",
+    "ReRoPE": "rerope",
+    "log-length scaling": "log_n",
+    "DroPE": "drope",
     "FoPE, floor of 8,192": "fope",
-    "the floor of 8,192 alone": "clip",
+    "floor of 8,192 alone": "clip",
+    "FoPE, floor of 2,048": "fope-2048",
+    "floor of 2,048 alone": "clip-2048",
+    "FoPE as released, floor of 2,048": "fope-official-2048",
 }
+TRAINED = ", trained"
 
 
 @cache
@@ -40,10 +52,16 @@ def method_of(label: str) -> str:
     Raises:
       ValueError: the label is unknown.
     """
+    label = label.removesuffix(TRAINED)
     method = NAMES.get(label, label)
-    if method not in (METHODS | TRAININGS):
+    if method not in (METHODS | FLOORS | TRAININGS):
         raise ValueError(f"{label!r} names no method; add it to NAMES of {__name__}")
     return method
+
+
+def updates_of(label: str) -> int:
+    """Of the training that a row's label names."""
+    return UPDATES if label.endswith(TRAINED) else 0
 
 
 # ---------------------------------------------------------------------------- losses
@@ -54,9 +72,9 @@ def stretches(
 ) -> np.ndarray:
     """Nats a token of stretches of a window, the mean over windows.
 
-    ``fields`` as ``updates=UPDATES, seed=0`` say which training came before; without, none did.
+    ``fields`` such as ``updates=UPDATES`` say which training came before; without, none did.
     """
-    fields = {"text": text, "context": context, "updates": 0} | fields
+    fields = {"text": text, "context": context, "updates": 0, "seed": 0} | fields
     rows = results().of("loss", method=method, **fields)
     if not rows:
         raise LookupError(f"no loss of {method!r} with {fields} in results/")
@@ -75,7 +93,7 @@ def stretch_cells(header: list[str], row: list[str]) -> list[Expected]:
     method, cells = method_of(row[0]), []
     for name in header[1:]:
         begin, end = map(int, re.findall(r"\d+", name))
-        cells.append(f"{at(method, begin, end):.2f}")
+        cells.append(f"{at(method, begin, end, updates=updates_of(row[0])):.2f}")
     return [None, *cells]
 
 
@@ -84,7 +102,7 @@ def stretch_cells(header: list[str], row: list[str]) -> list[Expected]:
 
 def keys(method: str, context: int, text: str = "noise", updates: int = 0) -> list[float]:
     """Keys that are found, of how many, the interval's two ends, the mean rank and nats."""
-    fields = {"method": method, "context": context, "text": text, "updates": updates}
+    fields = {"method": method, "context": context, "text": text, "updates": updates, "seed": 0}
     rows = results().of("every_key", **fields)
     if not rows:
         raise LookupError(f"no keys with {fields} in results/")
@@ -95,8 +113,11 @@ def keys(method: str, context: int, text: str = "noise", updates: int = 0) -> li
 
 
 def key_cells(header: list[str], row: list[str]) -> list[Expected]:
-    found, total, low, high, rank, nats = keys(method_of(row[0]), int(row[1].replace(",", "")))
-    return [None, None, (found, total), (low, high), rank, nats]
+    """Of rows with a method, a text ("noise" or "books"), and a context."""
+    text = {"noise": "noise", "books": "corpus"}[row[1]]
+    context, updates = int(row[2].replace(",", "")), updates_of(row[0])
+    found, total, low, high, rank, nats = keys(method_of(row[0]), context, text, updates)
+    return [None, None, None, (found, total), (low, high), rank, nats]
 
 
 # ---------------------------------------------------------------------------- printed tables
@@ -143,7 +164,7 @@ def cells(table: TableText) -> list[list[Expected]]:
     first, *columns = table.header
     if first == "part":  # times
         return [[None] * len(table.header) for _ in table.rows]
-    if columns[:2] == ["context", "found"]:
+    if columns[:3] == ["keys in", "context", "found"]:
         return [key_cells(table.header, row) for row in table.rows]
     if all(re.fullmatch(r"\d+ to \d+ ?k", name) for name in columns):
         return [stretch_cells(table.header, row) for row in table.rows]

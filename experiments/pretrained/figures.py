@@ -55,11 +55,18 @@ def training_figure(results: Results) -> Any:
     columns = min(3, max(1, len(names)))
     rows = max(1, math.ceil(len(names) / columns))
     figure, panels = new_figure(3.2 * columns, 2.8 * rows, rows, columns, sharex=True, sharey=True)
-    control = results.of("loss", method="rope", text="books", context=2 * LENGTH, updates=0)
+    control, stretched = (
+        results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0)
+        for method in ("rope", "yarn")
+    )
     handles: dict[str, Any] = {}
     for axes, method in zip(panels, names, strict=False):
         curves: dict[str, tuple[Any, dict[str, Any]]] = {
             "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
+            "YaRN, factor 2, without training": (
+                stretched,
+                {"color": "#777777", "linestyle": "-.", "linewidth": 1},
+            ),
             "changed, before training": (
                 results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0),
                 {"color": "#D55E00", "linestyle": "--", "marker": "s"},
@@ -82,10 +89,12 @@ def training_figure(results: Results) -> Any:
         _token_axis(axes)
         axes.set_title(method, fontsize=10)
         axes.set_ylim(top=TOP)
+        axes.set_xlabel("position in the window (tokens)")
+        axes.tick_params(axis="x", labelsize=8, labelbottom=True)
+    for axes in panels[::columns]:
+        axes.set_ylabel("loss (nats a token)")
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    figure.supxlabel("position of the token in the window (tokens)")
-    figure.supylabel("loss (nats a token)")
     legend_below(figure, list(handles.values()), list(handles))
     return figure
 
@@ -100,6 +109,7 @@ def sizes_figure(results: Results) -> Any:
         sizes = np.asarray(row[name])
         image = axes.imshow(sizes, origin="lower", aspect="auto", cmap="viridis", vmin=0)
         axes.axvline(pairs - undertrained - 0.5, color="white", linewidth=1.5, linestyle="--")
+        axes.text(pairs - 0.7, 0, "less than a turn", color="white", fontsize=9, ha="right")
         axes.grid(False)
         axes.set_title(f"|{name[0]}|, mean over tokens and heads", fontsize=10)
         axes.set_xlabel("pair of dimensions, 0 turns fastest")
@@ -134,6 +144,8 @@ def heads_figure(results: Results) -> Any:
                 handles[label] = axes.scatter(x, y, s=18, linewidths=0.8, alpha=0.7, **style)
         axes.axline((0, 0), slope=1, color="#999999", linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10)
+        edge = max(axes.get_xlim()[1], axes.get_ylim()[1])  # one scale on both axes
+        axes.set(xlim=(-0.02 * edge, edge), ylim=(-0.02 * edge, edge))
         axes.set_xlabel(f"RoPE at {LENGTH:,} tokens")
         axes.set_ylabel(f"at {2 * LENGTH:,} tokens")
     legend_below(figure, list(handles.values()), list(handles))

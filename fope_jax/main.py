@@ -14,13 +14,13 @@ from fope_jax.command_line.parser import build_parser, check_verb
 from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
 from fope_jax.logs import log_to_stderr
-from fope_jax.processes.program_cache import keep_programs
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
     is_distributed,
     raise_on_signal,
 )
+from fope_jax.storage.program_cache import keep_programs
 from fope_jax.train.options import parse_arguments
 
 CLOSED_PIPE = 128 + 13  # as of SIGPIPE: the reader, such as `head`, has had enough

@@ -142,6 +142,7 @@ def test_rates_are_shares_of_the_peak_and_stand_beside_torch():
     assert "- 1200m: out of memory" in text and "- attention: no time" in text
 
 
+@pytest.mark.slow
 def test_the_process_of_a_side_answers_without_tensorflow(tmp_path, capsys):
     """All modules of our side are imported for a unit."""
     file = tmp_path / "out" / "gpu.json"

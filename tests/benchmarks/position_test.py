@@ -79,6 +79,7 @@ def test_methods_share_weights_and_keep_what_is_their_own():
     assert np.isfinite(np.asarray(again[weights])).all()
 
 
+@pytest.mark.slow
 def test_memory_grows_linearly_and_the_exponent_says_so():
     found = memory.growth("alibi", ALiBi(), SHAPE, [1024, 4096])
     assert list(found.sizes) == [1024, 4096]

@@ -263,6 +263,7 @@ def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
         np.testing.assert_allclose(out, contextual_definition(name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_shrink_so_that_their_scores_fit(monkeypatch):
     q, k, v, places, _ = arrays("blocks that do not divide")
     shapes = []
@@ -731,6 +732,7 @@ def test_the_memory_of_every_bias_grows_with_the_length_and_not_its_square(label
     assert long < one_score_tensor / 50
 
 
+@pytest.mark.slow
 def test_memory_of_chunked_is_linear_and_of_reference_quadratic():
     variables = bias_variables(2)
     furthest = variables.pop("furthest")

@@ -123,6 +123,7 @@ def test_open_gates_leave_the_rotation_alone(rotation):
     np.testing.assert_allclose(hidden_of(model), hidden_of(model_of(rotation)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gates_that_are_the_same_everywhere_are_alibi():
     """log f = -slope, so the bias is minus slope times distance."""
     slopes = np.array([0.5, 0.25, 0.125, 0.0625])

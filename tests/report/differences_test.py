@@ -220,6 +220,7 @@ def test_many_variants_have_a_heatmap_of_their_differences(make_seeds, monkeypat
     assert [text.get_text() for text in axes.texts] == ["1.88", "2.14°", "0.26"]
 
 
+@pytest.mark.slow
 def test_the_page_ranks_where_seeds_are_shared(make_seeds, make_run, tmp_path):
     text = write_report([run.path for run in make_seeds(3)], tmp_path / "out").read_text()
     assert "Differences between variants (validation)" in text

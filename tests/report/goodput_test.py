@@ -65,6 +65,7 @@ def test_phases_add_up_over_all_starts_of_a_run(run):
     assert cells[-2:] == ["100.0", "70.0%"]
 
 
+@pytest.mark.slow
 def test_a_run_without_an_account_is_left_out_and_the_page_has_a_section(run, make_run, tmp_path):
     old = make_run("fope")  # of before: the time of its compilation alone
     table = goodput_table([read_run(old), read_run(run)])

@@ -91,6 +91,7 @@ def test_names_are_exact():
     assert bucket_names((100, 2048)) == ["0-100", "100-2k", "2k+"]
 
 
+@pytest.mark.slow
 def test_the_report_shows_them_where_they_are_asked_for(runs, tmp_path, capsys):
     out = tmp_path / "report"
     command = ["report", *map(str, runs), "-o", str(out)]

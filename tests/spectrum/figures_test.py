@@ -186,6 +186,7 @@ def measured(variant="rope", seed=0, step=1000):
     return {**ids, "rows": rows, "curves": curves, "pairs": pairs}
 
 
+@pytest.mark.slow
 def test_a_page_shows_a_run_before_and_after_training(tmp_path):
     (tmp_path / "spectrum-0.json").write_text(json.dumps(measured(step=0)))
     page = write_spectrum(measured(), tmp_path).read_text()
@@ -210,6 +211,7 @@ def test_means_over_heads_leave_out_what_is_not_known():
     assert head_mean([None]) is None and head_mean(None) is None and head_mean(0.5) == 0.5
 
 
+@pytest.mark.slow
 def test_the_page_of_the_theory(demo_numbers, tmp_path):
     page = write_demo(demo_numbers, tmp_path).read_text()
     assert page.count("<figure>") == 3

@@ -523,6 +523,7 @@ def test_no_number_of_such_looks_changes_anything(gcloud):
     assert "(ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem" in said[1]
 
 
+@pytest.mark.slow
 def test_a_gcloud_that_hangs_or_asks_is_left(gcloud):
     gcloud.has(describe=["hang", "prompt"], ask=["hang", "prompt"])
     result = gcloud.resume("--look", "1")
@@ -589,6 +590,7 @@ def test_resume_gives_up(gcloud, state, runs, code, message):
     assert "delete" not in result.did and result.state == "ACTIVE"
 
 
+@pytest.mark.slow
 def test_a_slice_that_is_taken_away_from_several_is_a_loss_of_all(gcloud):
     """Its request may be ACTIVE still; the hosts of the others alone are not asked for long."""
     gcloud.has(ask=["one slice left out", "one slice left out"], delete=["unavailable"])
@@ -745,6 +747,7 @@ def wait_for(text, path):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
     """On one host, without gcloud: what runs gets SIGTERM and is waited for, its code is kept."""
     home, _ = make_hosts(tmp_path)

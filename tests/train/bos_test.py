@@ -115,6 +115,7 @@ def test_its_windows_begin_with_the_token(run, nats_after):
     assert {row["bos_token"] for row in rows} == {"<s>"}
 
 
+@pytest.mark.slow
 def test_the_harness_follows_it(run, nats_after):
     text = load_text_model(run)
     a, b, c = (2 + sorted_byte for sorted_byte in map(_place, "abc"))
@@ -133,6 +134,7 @@ def _place(character):
     return sorted(pre_tokenizers.ByteLevel.alphabet()).index(character)
 
 
+@pytest.mark.slow
 def test_a_model_that_goes_on_keeps_it(run, checkpoint, overrides, tmp_path, caplog):
     assert open_parent(f"hf:{checkpoint}").experiment.evaluate.add_bos_token
     given = ["train.steps=1", "train.batch_size=2", "train.evaluate_every=1"]

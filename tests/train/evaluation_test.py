@@ -103,6 +103,7 @@ def test_measuring_changes_no_update(parent, runs, tmp_path):
     assert not incompatible_changes(*values)
 
 
+@pytest.mark.slow
 def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(
     runs, tmp_path, monkeypatch, caplog
 ):

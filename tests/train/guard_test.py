@@ -75,6 +75,7 @@ def test_a_spike_is_beyond_the_factor_of_the_mean_once_there_is_one():
     assert [x.tobytes() for x in again] == [np.asarray(x).tobytes() for x in state]
 
 
+@pytest.mark.fast("5.0")
 @pytest.mark.parametrize("factor", [None, 5.0])
 def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(runs, factor):
     plain = runs.experiment()
@@ -118,6 +119,7 @@ def poison(monkeypatch, *steps):
     monkeypatch.setattr(task_mixture, "Loader", Poisoned)
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_use_up_no_learning_rate(runs, tmp_path, monkeypatch, caplog):
     poison(monkeypatch, 4, 5, 9)
     with caplog.at_level(logging.WARNING, logger="fope_jax"):

@@ -149,6 +149,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(runs, tmp_path, monkeypat
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == 4
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_never_saved(runs, tmp_path):
     # The only update overflows; its loss and gradient are those before it, and finite.
     huge = {"learning_rate": 3e38, "weight_decay": 100.0, "warmup_steps": 0}

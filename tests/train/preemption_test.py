@@ -65,6 +65,7 @@ def test_stopped_in_the_middle_of_rows_the_rows_and_bits_are_those_of_the_unbrok
     assert phases.count("start") == phases.count("compile") == phases.count("save") == 4
 
 
+@pytest.mark.slow
 def test_the_guards_means_go_on_after_an_interruption(runs, tmp_path, monkeypatch):
     experiment = runs.experiment(spike_factor=50.0)
     train(experiment, tmp_path / "unbroken")
@@ -101,6 +102,7 @@ def measured(runs):
     return build_experiment(values | {"evaluate": evaluate})
 
 
+@pytest.mark.slow
 def test_stopped_in_evaluations_the_rows_and_bits_are_those_of_the_unbroken_run(
     runs, tmp_path, monkeypatch
 ):

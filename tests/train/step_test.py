@@ -148,6 +148,7 @@ def low_model(**changes):
     return split(Transformer(config, position, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.fast("fope")
 @pytest.mark.parametrize("method", ["fope", "fire"])
 def test_bfloat16_weights_are_those_of_float32_rounded(method):
     knobs = {"training_length": T} if method == "fope" else {}
@@ -167,6 +168,7 @@ def test_bfloat16_weights_are_those_of_float32_rounded(method):
         np.testing.assert_array_equal(y, x.astype(y.dtype))
 
 
+@pytest.mark.slow
 def test_pieces_add_up_with_bfloat16_parameters_as_with_float32():
     graphdef, params, constants = low_model()
     sums = jax.jit(gradient_sums, static_argnums=(0, 4))
@@ -183,6 +185,7 @@ def test_pieces_add_up_with_bfloat16_parameters_as_with_float32():
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * float(jnp.abs(y).max()))
 
 
+@pytest.mark.slow
 def test_pieces_add_up_with_tied_embeddings_computed_in_bfloat16():
     """Each piece rounds as the whole batch does; only their sum could differ, and it is float32.
     XLA on CPU cannot run every product of bfloat16: `weight_gradient` keeps to those it can."""
@@ -194,6 +197,7 @@ def test_pieces_add_up_with_tied_embeddings_computed_in_bfloat16():
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-3 * float(jnp.abs(x).max()))
 
 
+@pytest.mark.slow
 def test_updates_of_bfloat16_parameters_are_made_in_float32_and_rounded(optimizer):
     """Against AdamW in NumPy, from the step's own gradients; accumulated or not."""
     graphdef, params, constants = low_model()

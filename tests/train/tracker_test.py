@@ -91,6 +91,7 @@ class Broken(Recorder):
             raise ConnectionError("no such\nhost")
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_ends_no_run_and_is_warned_of_once(runs, tmp_path, caplog):
     tracker = Broken()
     train(runs.experiment(method="nope", steps=4, log_every=1), tmp_path / "run", tracker=tracker)

@@ -46,6 +46,7 @@ REFUSED = (
 )
 
 
+@pytest.mark.slow
 def test_a_start_that_is_refused_writes_nothing(runs, tmp_path):
     for changes, message in REFUSED:
         values = runs.values()

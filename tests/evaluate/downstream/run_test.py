@@ -89,6 +89,7 @@ def test_a_file_gives_rows_and_answers_and_is_kept_until_it_changes(tmp_path, ru
     assert (kinds.count("task"), kinds.count("protocol"), kinds.count("train")) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_longbench_under_two_position_embeddings(tmp_path, run):
     stand_in.write(tmp_path / "longbench")
     variants = make_variants(run, 7, ["same", "nope"])

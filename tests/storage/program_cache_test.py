@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax.processes import program_cache
+from fope_jax.storage import program_cache
 
 # Prints which programs JAX found in its cache, and which it had to compile.
 PROGRAM = """
-from fope_jax.processes.program_cache import keep_programs
+from fope_jax.storage.program_cache import keep_programs
 keep_programs()
 import jax
 events = []
@@ -46,7 +46,9 @@ def test_a_second_process_compiles_nothing(tmp_path):
 @pytest.fixture
 def before_jax(monkeypatch, tmp_path):
     """As in a process that has not imported JAX."""
-    monkeypatch.setattr(program_cache, "sys", types.SimpleNamespace(modules={}))
+    monkeypatch.setattr(
+        program_cache, "sys", types.SimpleNamespace(modules={}, platform=sys.platform)
+    )
     monkeypatch.setattr(os, "environ", variables(FOPE_CACHE=str(tmp_path / "cache")))
     return os.environ
 

@@ -46,5 +46,5 @@ def _machine() -> str:
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     of_cpu = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    described = "\n".join(sorted(set(of_cpu))) or f"{platform.system()} {platform.processor()}"
+    described = "\n".join(sorted(set(of_cpu))) or f"{sys.platform} {platform.processor()}"
     return f"{platform.machine()}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"

@@ -156,9 +156,10 @@ def head_table(results: Results) -> str:
             f"{int((heads > 0.1).sum())} of {heads.size}",
             " ".join(f"{share:.2f}" for share in strong[:5]),
         ]
-        label = row["method"] + (f", {row['updates']} updates" if row["updates"] else "")
-        rows.append([label, f"{row['context']:,}", *cells])
-    header = ["method", "context", "on the first token", "on the last 64", "mean distance, tokens"]
+        label = f"{row['method']} at {row['context']:,} tokens"
+        label += f", {row['updates']} updates" if row["updates"] else ""
+        rows.append([label, *cells])
+    header = ["method", "on the first token", "on the last 64", "mean distance, tokens"]
     return markdown([*header, "heads with over 0.1 on the needle", "the five highest"], rows)
 
 

@@ -135,6 +135,19 @@ ITEMS = Page(
                 *ends(ablations.wider("RoPE, QK-norm", "RoPE")),
             ],
         ),
+        Claim(
+            "the pairs that turn less than once carry {}% of the product",
+            lambda: [pretrained.slow_share()],
+        ),
+        Claim(
+            "holds ({} against {} nats); YaRN without training has {}, and the floor alone {}",
+            lambda: [
+                pretrained.after_training("fope-2048", 14, 16),
+                pretrained.after_training("rope", 14, 16),
+                pretrained.at("yarn", 14, 16),
+                pretrained.after_training("clip-2048", 14, 16),
+            ],
+        ),
     ),
     exempt={
         "the paper's parts": ["Equations 7 and 8", "Tables 4 to 6", "the paper's has 16"],
@@ -144,6 +157,8 @@ ITEMS = Page(
             "| 1.2 M, 128 |",
             "| 1.2 M, 128, then 256 |",
             "60 M to 1.2 B",
+            "| 135 M, 8,192 | holds",
+            "pretrained, 66 k tokens at 2,048 | 135 M, 8,192 | loss at 14 to 16 k",
             "YaRN with factor 2 is read at 8 times",
             "18 web pages, perplexities near 900",
             "sigma 0.3 is best",

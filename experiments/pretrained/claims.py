@@ -242,6 +242,13 @@ CLAIMS = (
         lambda: [slow_share(), heads_on_needle(LENGTH), heads_on_needle(2 * LENGTH)],
     ),
     Claim(
+        "back at 16,384 tokens, without training: {}, {} and {} heads",
+        lambda: [
+            *(of_heads(name, 2 * LENGTH, "yarn") for name in ("first", "recent")),
+            heads_on_needle(2 * LENGTH, "yarn"),
+        ],
+    ),
+    Claim(
         "end between {} and {} nats and cost at most {} within the trained length; PI costs {} to "
         "{} there. Log-length scaling alone does not help: {} at 14 to 16 k",
         lambda: [

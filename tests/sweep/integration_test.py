@@ -57,7 +57,7 @@ def test_a_sweep_from_file_to_page(tmp_path, capsys):
     command += ["--results", str(tmp_path / "results")]
     assert main(command) == 0
     page = (workdir / "report" / "index.html").read_text()
-    assert "Which differences are significant (letters)" in page
+    assert "Differences between variants (letters)" in page
     assert "rope+yarn-32" in page
     stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("*/sweep.json")}
     assert len(stamps) == 4

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu.units import OURS, TORCH
+from fope_jax.report.markdown import markdown_table
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def _checks(result: Row, kind: str) -> str:
                 found = check.get("error") or f"{check['worst_array']} {check['worst']}"
                 wrong.append(f"- wrong: {what}, {backend}, {dtype}: {found}")
     header = ["program", "dtype", "agree", "largest error", "limit", "cannot run"]
-    return "\n".join([_table(header, rows), *wrong]) if rows else ""
+    return "\n".join([markdown_table(header, rows), *wrong]) if rows else ""
 
 
 def _training(result: Row) -> str:
@@ -99,7 +99,7 @@ def _training(result: Row) -> str:
         cells += [ours[1]["attention"] if ours else ""]
         rows.append(cells)
     header = ["size", "T", "B", "tokens/s", "MFU", "GB", "torch: tokens/s", "MFU", "GB"]
-    return _table([*header, "beside torch", "attention"], rows) if rows else ""
+    return markdown_table([*header, "beside torch", "attention"], rows) if rows else ""
 
 
 def _speed_cells(
@@ -126,7 +126,7 @@ def _cost(result: Row) -> str:
             for label, error in measured["failed"].items()
         ]
     header = ["size", "T", "method", "s/step", "beside RoPE (quartiles)", "GB", "attention"]
-    return _table(header, rows) if rows else ""
+    return markdown_table(header, rows) if rows else ""
 
 
 def _attention(result: Row) -> str:
@@ -141,13 +141,12 @@ def _attention(result: Row) -> str:
             [f"{unit['length']:,}", str(unit["batch"]), name, reason, ""]
             for name, reason in measured["failed"].items()
         ]
-    return _table(["T", "B", "program", "ms", "TFLOP/s of the causal half"], rows) if rows else ""
+    return (
+        markdown_table(["T", "B", "program", "ms", "TFLOP/s of the causal half"], rows)
+        if rows
+        else ""
+    )
 
 
 def _gigabytes(size: float | None) -> str:
     return f"{size / 1e9:.2f}" if size else ""
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

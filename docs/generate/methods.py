@@ -8,7 +8,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from docs.generate.links import ROOT
@@ -17,6 +17,7 @@ from fope_jax.gallery.catalogue import Entry, method_entries, scaling_entries
 from fope_jax.gallery.examples import examples
 from fope_jax.position.registry import METHODS, SCALINGS, name_of
 from fope_jax.report.comparison import comparisons
+from fope_jax.report.markdown import markdown_table
 from fope_jax.report.rows import Run, read_runs
 from fope_jax.report.sums import Sums
 from fope_jax.report.tables import format_percent
@@ -84,7 +85,7 @@ def facts(entry: Entry, cls: type) -> str:
     named = {"kind": entry.kind, "trained": entry.learnable, "beyond training": entry.extends}
     shown = {title: text for title, text in named.items() if text}
     shown["class"] = f"[`{cls.__name__}`][{cls.__module__}.{cls.__name__}]"
-    return table(list(shown), [list(shown.values())])
+    return markdown_table(list(shown), [list(shown.values())])
 
 
 def knob_table(cls: Any) -> str:
@@ -93,14 +94,7 @@ def knob_table(cls: Any) -> str:
         default = "required" if key.default is None else f"`{key.default}`"
         knob = key.name.removeprefix(f"{POSITION}.")
         rows.append((f"`{knob}`", key.type, default, key.meaning))
-    return table(["knob", "type", "default", "meaning"], rows)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return markdown_table(["knob", "type", "default", "meaning"], rows)
 
 
 def labels_of(name: str) -> list[str]:
@@ -256,4 +250,4 @@ def tournament_table(variants: Sequence[str]) -> str:
     numbers = tournament_numbers()
     columns = list(numbers["rope"])
     rows = [(f"`{v}`", *(numbers[v].get(column, "") for column in columns)) for v in variants]
-    return table(["variant", *columns], rows)
+    return markdown_table(["variant", *columns], rows)

@@ -117,21 +117,21 @@ ITEMS = Page(
         Claim(
             "it costs {} at L, and gains {} ± {} at 16L",
             lambda: [
-                ends(ablations.more("sigma 0.3", "RoPE", LENGTH))[0],
-                *ends(ablations.more("sigma 0.3", "RoPE", LONGEST), -1),
+                ends(ablations.behind("sigma 0.3", "RoPE", LENGTH))[0],
+                *ends(ablations.behind("sigma 0.3", "RoPE", LONGEST), -1),
             ],
         ),
         Claim(
             "D = 16 costs {} ± {}, D = 128 {} ± {}",
             lambda: [
-                *ends(ablations.more("D = 16", "RoPE", LENGTH)),
-                *ends(ablations.more("D = 128", "RoPE", LENGTH)),
+                *ends(ablations.behind("D = 16", "RoPE", LENGTH)),
+                *ends(ablations.behind("D = 128", "RoPE", LENGTH)),
             ],
         ),
         Claim(
             "RoPE loses {} ± {} by it at L, and its gap is the same ({} ± {})",
             lambda: [
-                *ends(ablations.more("RoPE, QK-norm", "RoPE", LENGTH)),
+                *ends(ablations.behind("RoPE, QK-norm", "RoPE", LENGTH)),
                 *ends(ablations.wider("RoPE, QK-norm", "RoPE")),
             ],
         ),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fope_jax.report.differences import LEVEL, Difference, paired_difference
 from fope_jax.report.sums import Spread, add_up, spread
@@ -63,6 +63,32 @@ def loss(pattern: str, variant: str, context: int, split: str = "validation") ->
     """Nats per token on the same tokens, all documents together."""
     wanted = {"variant": variant, "context": context, "split": split, "protocol": "same-tokens"}
     return _by_seed(select(pattern, "perplexity", **wanted), lambda sums: sums.loss())
+
+
+class Losses(NamedTuple):
+    """Losses of an experiment's variants, by the names that stand on its page.
+
+    Attributes:
+      pattern: of its files of rows.
+      variants: the name of each in the rows.
+      length, longest: tokens of L and of 16L.
+    """
+
+    pattern: str
+    variants: Mapping[str, str]
+    length: int
+    longest: int
+
+    def at(self, variant: str, context: int) -> BySeed:
+        return loss(self.pattern, self.variants[variant], context)
+
+    def gap(self, variant: str) -> BySeed:
+        """Loss at 16L minus loss at L."""
+        return minus(self.at(variant, self.longest), self.at(variant, self.length))
+
+    def behind(self, one: str, other: str, context: int) -> BySeed:
+        """How many nats a token ``one`` loses more than ``other``."""
+        return minus(self.at(one, context), self.at(other, context))
 
 
 def accuracy(pattern: str, variant: str, contexts: Sequence[int], **wanted: Any) -> BySeed:

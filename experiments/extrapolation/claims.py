@@ -7,13 +7,12 @@ import itertools
 from experiments.check.claims import Claim, Page, Table, by_row
 from experiments.check.rows import (
     BySeed,
+    Losses,
     ends,
     exp,
     holm_count,
     interval,
-    loss,
     mean,
-    minus,
     plus_minus,
     read,
     spread_of,
@@ -30,20 +29,13 @@ VARIANTS = {
     "FoPE, then YaRN at 2L": "fope+yarn-256",
     "FoPE, then FoPE at 2L": "fope+fope-256",
 }
-
-
-def at(variant: str, context: int) -> BySeed:
-    return loss(ROWS, VARIANTS[variant], context)
-
-
-def behind(one: str, other: str, context: int) -> BySeed:
-    """How many nats a token ``one`` loses more than ``other``."""
-    return minus(at(one, context), at(other, context))
+LOSSES = Losses(ROWS, VARIANTS, LENGTH, LONGEST)
+at, gap, behind = LOSSES.at, LOSSES.gap, LOSSES.behind
 
 
 def growth(variant: str) -> float:
     """Perplexity at 16L over that at L, the mean over seeds."""
-    return mean(exp(minus(at(variant, LONGEST), at(variant, LENGTH))))
+    return mean(exp(gap(variant)))
 
 
 def cells(header: list[str], row: list[str]) -> list:

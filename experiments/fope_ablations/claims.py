@@ -8,10 +8,10 @@ from functools import cache
 from experiments.check.claims import Claim, Page, Table, by_row
 from experiments.check.rows import (
     BySeed,
+    Losses,
     ends,
     exp,
     holm_count,
-    loss,
     minus,
     plus_minus,
     spread_of,
@@ -43,20 +43,8 @@ VARIANTS = {
     "RoPE, head_dim 64": "rope-wide-heads",
     "FoPE, head_dim 64": "fope-wide-heads",
 }
-
-
-def at(variant: str, context: int) -> BySeed:
-    return loss(ROWS, VARIANTS[variant], context)
-
-
-def gap(variant: str) -> BySeed:
-    """Loss at 16L minus loss at L."""
-    return minus(at(variant, LONGEST), at(variant, LENGTH))
-
-
-def more(one: str, other: str, context: int) -> BySeed:
-    """How many nats a token ``one`` loses more than ``other``."""
-    return minus(at(one, context), at(other, context))
+LOSSES = Losses(ROWS, VARIANTS, LENGTH, LONGEST)
+at, gap, behind = LOSSES.at, LOSSES.gap, LOSSES.behind
 
 
 def wider(one: str, other: str) -> BySeed:
@@ -69,14 +57,14 @@ def cells(header: list[str], row: list[str]) -> list:
     perplexities = [plus_minus(spread_of(exp(at(name, c))), 2) for c in (LENGTH, LONGEST)]
     if name == "RoPE":
         return [None, *perplexities, "", "", ""]
-    differences = more(name, "RoPE", LENGTH), more(name, "RoPE", LONGEST), wider(name, "RoPE")
+    differences = behind(name, "RoPE", LENGTH), behind(name, "RoPE", LONGEST), wider(name, "RoPE")
     return [None, *perplexities, *map(starred, differences)]
 
 
 @cache
 def significant_of_all(context: int) -> list[int]:
     """Pairs of variants that differ with all tested together, and all pairs."""
-    pairs = {pair: more(*pair, context) for pair in itertools.combinations(VARIANTS, 2)}
+    pairs = {pair: behind(*pair, context) for pair in itertools.combinations(VARIANTS, 2)}
     return [holm_count(pairs), len(pairs)]
 
 
@@ -97,27 +85,27 @@ CLAIMS = (
     Claim(
         "Sigma 0.3 loses {} nats at L and is ahead of RoPE at 16L by {} ± {}",
         lambda: [
-            ends(more("sigma 0.3", "RoPE", LENGTH))[0],
-            *ends(more("sigma 0.3", "RoPE", LONGEST), -1),
+            ends(behind("sigma 0.3", "RoPE", LENGTH))[0],
+            *ends(behind("sigma 0.3", "RoPE", LONGEST), -1),
         ],
     ),
     Claim(
         "as a normal deviation loses {} ± {} at L where the equations lose {}",
         lambda: [
-            *ends(more("sigma as a normal deviation", "RoPE", LENGTH)),
-            ends(more("sigma 0.3", "RoPE", LENGTH))[0],
+            *ends(behind("sigma as a normal deviation", "RoPE", LENGTH)),
+            ends(behind("sigma 0.3", "RoPE", LENGTH))[0],
         ],
     ),
     Claim(
         "code's 45 degrees: its gap is smaller by {} ± {}, its loss at 16L by {} ± {}",
         lambda: [
             *ends(wider("zero phase 0, not 45 degrees", "FoPE"), -1),
-            *ends(more("zero phase 0, not 45 degrees", "FoPE", LONGEST), -1),
+            *ends(behind("zero phase 0, not 45 degrees", "FoPE", LONGEST), -1),
         ],
     ),
     Claim(
         "shared by heads they cost {} ± {} at L",
-        lambda: ends(more("shared by heads", "FoPE", LENGTH)),
+        lambda: ends(behind("shared by heads", "FoPE", LENGTH)),
     ),
     Claim(
         "FoPE's gap minus RoPE's is {} ± {} with wide heads and {} ± {} with QK-norm",
@@ -128,7 +116,7 @@ CLAIMS = (
     ),
     Claim(
         "with QK-norm FoPE is worse at L by {} ± {}",
-        lambda: ends(more("FoPE, QK-norm", "RoPE, QK-norm", LENGTH)),
+        lambda: ends(behind("FoPE, QK-norm", "RoPE, QK-norm", LENGTH)),
     ),
     Claim("with Holm {} of {} pairs remain at L, none at 16L", lambda: significant_of_all(LENGTH)),
 )

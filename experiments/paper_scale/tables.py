@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.paper_scale.units import METHODS, TASKS
+from fope_jax.report.markdown import markdown_table
 from fope_jax.report.rows import Run, read_runs
 
 SOLVED = 95.0  # percent right at the training length, of every seed: below, nothing is said beyond
@@ -80,8 +81,7 @@ def task_table(curves: Sequence[Curve]) -> str:
             cells.append(mean_and_range(curve.at(context)) if is_shown else "not learned")
         rows.append([curve.method, f"{curve.updates:,}", str(len(curve.seeds)), *cells])
     header = ["method", "updates", "seeds", *(f"{context:,}" for context in contexts)]
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(header, rows)
 
 
 def mean_and_range(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.pretrained.units import LENGTH, METHODS, TRAININGS, UPDATES
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.report.markdown import markdown_table
 from fope_jax.report.multiples import wilson
 
 SAME = 2048  # tokens at the end of a window that all contexts are compared on
@@ -70,12 +71,6 @@ def found_interval(windows: Sequence[Sequence[int]]) -> tuple[float, float]:
     return wilson(round(answers.mean() * trials), trials)
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first column holds names."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def loss_table(results: Results, text: str) -> str:
     """Loss of the same tokens by context, without training; the mean over windows."""
     contexts = [c for c in CONTEXTS if results.of("loss", text=text, context=c, updates=0)]
@@ -88,7 +83,7 @@ def loss_table(results: Results, text: str) -> str:
             rows.append(
                 [method, *(_mean([last_loss(row, SAME) for row in cell]) for cell in cells)]
             )
-    return markdown(["method", *(f"{context:,}" for context in contexts)], rows)
+    return markdown_table(["method", *(f"{context:,}" for context in contexts)], rows)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -108,7 +103,7 @@ def key_table(results: Results, haystack: str, **fields: Any) -> str:
         cells = [results.of("every_key", method=method, context=c, **fields) for c in contexts]
         if any(cells):
             rows.append([method, *map(_found, cells)])
-    return markdown(["method", *(f"{context:,}" for context in contexts)], rows)
+    return markdown_table(["method", *(f"{context:,}" for context in contexts)], rows)
 
 
 def _found(rows: Sequence[Row]) -> str:
@@ -139,7 +134,7 @@ def training_table(results: Results) -> str:
             label = f"{method}, seed {row['seed']}"
             rows.append([label, *(f"{loss:.2f}" for loss in shown), *cells])
     header = ["training", "before", "half", "after", "by 2,048 before", "by 2,048 after"]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def head_table(results: Results) -> str:
@@ -160,7 +155,7 @@ def head_table(results: Results) -> str:
         label += f", {row['updates']} updates" if row["updates"] else ""
         rows.append([label, *cells])
     header = ["method", "on the first token", "on the last 64", "mean distance, tokens"]
-    return markdown([*header, "heads with over 0.1 on the needle", "the five highest"], rows)
+    return markdown_table([*header, "heads with over 0.1 on the needle", "the five highest"], rows)
 
 
 def all_tables(results: Results) -> str:

@@ -7,6 +7,7 @@ import itertools
 from experiments.check.claims import Below, Claim, Number, Page, Table, by_row
 from experiments.check.rows import (
     BySeed,
+    Losses,
     accuracy,
     ends,
     exp,
@@ -42,24 +43,12 @@ VARIANTS = {
     "RoPE, log n": "rope-log-n",
     "sinusoidal": "sinusoidal",
 }
+LOSSES = Losses(BOOKS, VARIANTS, LENGTH, LONGEST)
+books, gap, behind = LOSSES.at, LOSSES.gap, LOSSES.behind
 LAST = ("sinusoidal", "FIRE", "NoPE")  # in one row of the table of recall
 
 
 # ---------------------------------------------------------------------------- books
-
-
-def books(variant: str, context: int) -> BySeed:
-    return loss(BOOKS, VARIANTS[variant], context)
-
-
-def gap(variant: str) -> BySeed:
-    """Loss at 16L minus loss at L."""
-    return minus(books(variant, LONGEST), books(variant, LENGTH))
-
-
-def behind(one: str, other: str, context: int) -> BySeed:
-    """How many nats a token ``one`` loses more than ``other``."""
-    return minus(books(one, context), books(other, context))
 
 
 def growth(variant: str) -> float:

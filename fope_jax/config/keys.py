@@ -24,6 +24,7 @@ from fope_jax.config.experiment import (
 )
 from fope_jax.config.fields import ConfigError, field_types, nearest
 from fope_jax.position.registry import METHODS, PRESETS, SCALINGS
+from fope_jax.report.markdown import markdown_table
 
 POSITION = "position"
 # Knobs that a configuration may leave out, and the key that they are then taken from.
@@ -177,9 +178,8 @@ def keys_text(keys: Sequence[Key]) -> str:
 
 def keys_markdown(keys: Iterable[Key]) -> str:
     """A table of keys with their whole meanings."""
-    rows = [("key", "type", "default", "may change on resuming", "meaning"), ("---",) * 5]
+    rows = []
     for key in keys:
         default = "required" if key.default is None else f"`{key.default}`"
         rows.append((f"`{key.name}`", key.type, default, key.on_resume, key.meaning))
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in escaped)
+    return markdown_table(["key", "type", "default", "may change on resuming", "meaning"], rows)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fope_jax.report.markdown import markdown_table
+
 if TYPE_CHECKING:
     from fope_jax.gallery.catalogue import Entry
 
@@ -52,15 +54,9 @@ def methods_markdown(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str
     def code(knobs: Sequence[str]) -> str:
         return " ".join(f"`{knob}`" for knob in knobs) or "none"
 
-    def table(*rows: Sequence[str]) -> str:
-        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-        # A bar inside a cell would end it.
-        cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
-        return "\n".join(f"| {line} |" for line in cells)
-
-    of_methods = table(
+    of_methods = markdown_table(
         ["method", "kind", "knobs", "learnable", "beyond training", "source"],
-        *(
+        (
             [
                 f"`{e.name}`",
                 e.kind,
@@ -72,9 +68,9 @@ def methods_markdown(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str
             for e in methods
         ),
     )
-    of_scalings = table(
+    of_scalings = markdown_table(
         ["scaling", "what it does", "knobs", "source"],
-        *([f"`{e.name}`", e.about, code(e.knobs), e.source] for e in scalings),
+        ([f"`{e.name}`", e.about, code(e.knobs), e.source] for e in scalings),
     )
     between = "Scalings of the frequencies, in the knob `scaling` of `rope` and `fope`:"
     return "\n\n".join([of_methods, between, of_scalings])

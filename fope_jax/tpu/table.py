@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fope_jax.report.markdown import markdown_table
+
 Row = dict[str, Any]
 HEADINGS = [
     "slice",
@@ -91,10 +93,10 @@ def _compiled_with(rows: Sequence[Row]) -> str:
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
-    table = [HEADINGS, ["---"] * len(HEADINGS), *map(format_row, rows)]
-    table = [[*cells, *[""] * (len(HEADINGS) - len(cells))] for cells in table]
-    lines = ["| " + " | ".join(cells) + " |" for cells in table]
-    return "\n".join([*lines, "", NOTE, "", *compare_methods(rows), "", _compiled_with(rows)])
+    cells = map(format_row, rows)
+    filled = [[*line, *[""] * (len(HEADINGS) - len(line))] for line in cells]
+    table = markdown_table(HEADINGS, filled)
+    return "\n".join([table, "", NOTE, "", *compare_methods(rows), "", _compiled_with(rows)])
 
 
 def write_page(rows: Sequence[Row], path: Path) -> None:

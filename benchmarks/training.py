@@ -1,11 +1,13 @@
 """A training step of ours beside the same model in Hugging Face transformers, on the same CPU.
 
     python -m benchmarks.training --size 60m --length 512 --batch 2
+    python -m benchmarks.training --dtype bfloat16
 
 Each of the two lives in a process of its own, so that neither library's threads wait in the other's
-way, and they step in turn, so that a ratio of neighbours sees the same machine. Both compute in
-float32: forward, backward, clipping by the global norm, AdamW. The other side is LlamaForCausalLM
-with SDPA attention, its own loss, and the fused AdamW of PyTorch.
+way, and they step in turn, so that a ratio of neighbours sees the same machine. Both do a forward and
+a backward pass, clip by the global norm, and step AdamW. The other side is LlamaForCausalLM with SDPA
+attention, its own loss, and the fused AdamW of PyTorch. Weights and moments are float32 on both
+sides; `--dtype bfloat16` is that of our activations, and autocast on the other side.
 """
 
 from __future__ import annotations
@@ -33,11 +35,13 @@ class Work(NamedTuple):
       size: a preset of ``fope_jax.model.presets``.
       length: tokens of a window.
       batch: windows of a step.
+      dtype: of activations and matrix products, "float32" or "bfloat16".
     """
 
     size: str
     length: int
     batch: int
+    dtype: str = "float32"
 
 
 def products(work: Work) -> float:
@@ -62,7 +66,9 @@ def fope_jax_side(work: Work) -> tuple[Callable[[], None], Callable[[int], float
     from fope_jax.position import RoPE
 
     # In a row, as the other side has them: on a CPU a scan pays for copies of what it stacks.
-    config = dataclasses.replace(make_config(work.size, None, None), scan_layers=False)
+    config = dataclasses.replace(
+        make_config(work.size, None, None), scan_layers=False, dtype=work.dtype
+    )
     batch = make_batch(config.vocab_size, work.batch, work.length, packed=False)
     (contestant,), shared = contestants({"rope": RoPE()}, config, batch)
     state = [shared, contestant.own]
@@ -71,8 +77,8 @@ def fope_jax_side(work: Work) -> tuple[Callable[[], None], Callable[[int], float
         state[:] = contestant.step(*state)
 
     def rate(size: int) -> float:
-        x = jnp.ones((size, size))
-        run = jax.jit(jnp.matmul)
+        x = jnp.ones((size, size), work.dtype)
+        run = jax.jit(lambda x, y: jnp.matmul(x, y, preferred_element_type=jnp.float32))
         return _rate(lambda: run(x, x).block_until_ready(), size)
 
     return step, rate
@@ -107,12 +113,14 @@ def huggingface_side(work: Work) -> tuple[Callable[[], None], Callable[[int], fl
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        model(input_ids=tokens, shift_labels=targets, labels=targets).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=work.dtype == "bfloat16"):
+            loss = model(input_ids=tokens, shift_labels=targets, labels=targets).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
     def rate(size: int) -> float:
-        x = torch.ones((size, size))
+        x = torch.ones((size, size), dtype=getattr(torch, work.dtype))
         return _rate(lambda: x @ x, size)
 
     return step, rate
@@ -148,7 +156,8 @@ class Side(Worker):
 
     def __init__(self, side: str, work: Work) -> None:
         command = [sys.executable, "-m", "benchmarks.training", "--worker", side]
-        command += ["--size", work.size, "--length", str(work.length), "--batch", str(work.batch)]
+        for name, value in work._asdict().items():
+            command += [f"--{name}", str(value)]
         super().__init__(side, command, BESIDE)
 
 
@@ -176,7 +185,7 @@ def render(result: dict[str, Any]) -> str:
     tokens, best = work.batch * work.length, max(result["rates"].values())
     base = result["seconds"]["huggingface"]
     lines = [
-        f"{work.size}, T = {work.length}, B = {work.batch}; best rate of a product "
+        f"{work.size}, T = {work.length}, B = {work.batch}, {work.dtype}; best rate of a product "
         f"{best / 1e9:.0f} GFLOP/s; {products(work) / 1e9:.0f} GFLOP of products a step",
         "",
         "| side | s/step | tokens/s | speed beside huggingface | share of the rate of products |",
@@ -196,11 +205,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", default="60m")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     parser.add_argument("--batch", type=int, default=2, help="windows of a step")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=12, help="steps of each side")
     parser.add_argument("--json", type=Path, help="where to write every number")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    work = Work(arguments.size, arguments.length, arguments.batch)
+    work = Work(arguments.size, arguments.length, arguments.batch, arguments.dtype)
     if arguments.worker:
         work_for(arguments.worker, work)
         return 0

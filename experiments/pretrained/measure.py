@@ -13,13 +13,13 @@ from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.retrieval.text_task import CorpusHaystack
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.perplexity import score_in_cache, token_sums
-from fope_jax.evaluate.protocol_plan import TRIAL_SEED
 from fope_jax.evaluate.retrieval import TrialGrid, longest_answer, score_windows_of_trials
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import place_blocks, place_windows
 
 BLOCK = 1024  # targets whose nats are added up
+TRIAL_SEED = 0
 
 
 class Text:

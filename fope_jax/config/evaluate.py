@@ -27,6 +27,8 @@ class EvaluateConfig:
       passkey_lengths: contexts for passkey retrieval.
       passkey_depths: position of the key in the context, from 0 (beginning) to 1 (end).
       passkey_trials: trials for each length and depth.
+      trial_seed: of the passkeys and tasks that are drawn. Variants that are compared need the same;
+        with another one for each seed of a sweep, its intervals hold the draw of the trials as well.
       passkey_templates: wordings: "standard" as in the literature, "compact" for small models.
       retrieval_tasks: more tasks with these lengths, depths and trials: "recall" and "copy" of
         token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",
@@ -55,6 +57,7 @@ class EvaluateConfig:
     passkey_lengths: tuple[int | float, ...] = (1, 2, 4, 8, 16)
     passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     passkey_trials: int = 20
+    trial_seed: int = 0
     passkey_templates: tuple[str, ...] = ("compact", "standard")
     retrieval_tasks: tuple[str, ...] = ()
     needle_haystack: Literal["corpus", "noise"] = "corpus"
@@ -75,7 +78,7 @@ class EvaluateConfig:
                 "multiples above 0",
             ),
             (
-                "num_windows training_windows position_windows passkey_trials",
+                "num_windows training_windows position_windows passkey_trials trial_seed",
                 lambda n: n >= 0,
                 "0 or more",
             ),

@@ -36,7 +36,6 @@ from fope_jax.evaluate.windows import TooShortError, Windows, allowed_contexts, 
 log = logging.getLogger(__name__)
 
 FIRST_TOKEN = f"{NO_BOS}; the first token of a window is read and not scored"
-TRIAL_SEED = 0  # the same for all runs: every variant gets the same trials
 
 
 class Planned(NamedTuple):
@@ -310,7 +309,7 @@ def _trial_protocol(
         haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
         task = make_task(name, tokenizer, haystack)
     depths, trials = task.depths or settings.passkey_depths, settings.passkey_trials
-    grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)
+    grid = TrialGrid(contexts, depths, trials, settings.trial_seed, bos and bos.id)
     check_trials(task, grid)
     if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):
         check_haystack(cache, max(contexts))
@@ -326,7 +325,7 @@ def _trial_protocol(
         "contexts": list(contexts),
         "depths": list(depths),
         "trials": trials,
-        "seed": TRIAL_SEED,
+        "seed": settings.trial_seed,
         "half": "test",
         **task.describe(),
     }

@@ -79,7 +79,7 @@ def linear(
 
 
 def _derived_linear(x: Array, weight: Array, axes: Axes) -> Array:
-    return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
+    return product("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
 _linear = jax.custom_vjp(_derived_linear, nondiff_argnums=(2,))
@@ -91,11 +91,31 @@ def _linear_forward(x, weight, axes):
 
 def _linear_backward(axes, saved, d_out):
     x, weight = saved
-    d_x = jnp.einsum("btm,dm->btd", d_out, constrain_gathered(weight.astype(x.dtype), axes))
+    d_x = product("btm,dm->btd", d_out, constrain_gathered(weight.astype(x.dtype), axes))
     return d_x, constrain(weight_gradient(x, d_out).astype(weight.dtype), axes)
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
+
+
+def product(spec: str, x: Array, y: Array) -> Array:
+    """``einsum(spec, x, y)`` of two arrays of one dtype, summed in float32, in that dtype.
+
+    >>> product("td,dm->tm", jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 1), jnp.bfloat16)).dtype
+    dtype(bfloat16)
+    """
+    if x.dtype != jnp.bfloat16:
+        return jnp.einsum(spec, x, y)
+
+    # XLA on CPU uses the matrix units for a bfloat16 product with a float32 result alone: such a
+    # product takes a third of the time (benchmarks/README.md). It is rounded once either way.
+    def on_cpu(x, y):
+        return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32).astype(x.dtype)
+
+    def elsewhere(x, y):
+        return jnp.einsum(spec, x, y)
+
+    return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=elsewhere)
 
 
 def weight_gradient(x: Array, d_out: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.layers import check_derivatives, weight_gradient
+from fope_jax.model.layers import check_derivatives, product, weight_gradient
 from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
 from fope_jax.typing import Array
 
@@ -181,7 +181,7 @@ def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
         def score(d_unembedding, hidden, targets, weights):
             d_nats, nats, correct = _score(hidden, gathered, targets)
             d_logits = (d_nats * weights[..., None]).astype(hidden.dtype)
-            d_hidden = jnp.einsum("btv,dv->btd", d_logits, gathered)
+            d_hidden = product("btv,dv->btd", d_logits, gathered)
             return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
 
         zeros = jnp.zeros(gathered.shape, jnp.float32)

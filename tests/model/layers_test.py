@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from fope_jax.model.layers import (
     linear,
+    product,
     project_from_heads,
     project_to_heads,
     rms_norm,
@@ -61,6 +64,30 @@ def test_linear_keeps_the_gradient_of_a_float32_weight_in_float32():
     d_x, d_weight = pull(jnp.ones_like(out))
     assert (out.dtype, d_x.dtype, d_weight.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     assert d_weight.item() == 4097
+
+
+def test_a_bfloat16_product_is_summed_in_float32_and_rounded_once():
+    draw = jax.random.normal(jax.random.key(3), (2, 96, 200), jnp.float32).astype(jnp.bfloat16)
+    x, y = draw[0], draw[1].T
+    exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
+    found = jax.jit(lambda x, y: product("td,dm->tm", x, y))(x, y)
+    assert found.dtype == jnp.bfloat16
+    # Half a unit in the last place of 8 bits, and what sums of 200 float32 numbers may be off.
+    error = np.abs(np.asarray(found, np.float64) - exact)
+    assert np.all(error <= 2.0**-8 * np.abs(exact) + 1e-4)
+
+
+def test_only_a_cpu_writes_a_bfloat16_product_in_float32():
+    x = jax.ShapeDtypeStruct((8, 8), jnp.bfloat16)
+    traced = jax.jit(lambda x, y: product("td,dm->tm", x, y)).trace(x, x)
+    results = {
+        platform: re.search(
+            r"dot_general.*-> tensor<8x8x(\w+)>",
+            traced.lower(lowering_platforms=(platform,)).as_text(),
+        )[1]
+        for platform in ("cpu", "tpu", "cuda")
+    }
+    assert results == {"cpu": "f32", "tpu": "bf16", "cuda": "bf16"}
 
 
 def test_heads_are_slices_of_one_projection():

@@ -1,0 +1,44 @@
+"""Is it the floor or the series that lets FoPE recall beyond its training length?
+
+    fope sweep experiments/recall_controls/sweep.py --workdir runs/recall_controls --jobs 2 \\
+        --results experiments/recall_controls/results
+
+Arguments: seeds=10 of FoPE and of the floor alone, controls=5 the most of the others, steps=1500.
+
+The task, model and updates of the tournament's recall. Each seed has trials of its own, the same for
+all variants. Stated before the runs, and tested pair by pair over the lengths beyond L together:
+FoPE against the floor alone (ten seeds), the floor alone against RoPE, and the series alone against
+RoPE (five seeds).
+"""
+
+from fope_jax.config import parse_arg
+from fope_jax.sweep import Train
+
+FOPE = "position.method=fope"
+VARIANTS = {
+    "fope": (FOPE,),
+    "floor": (FOPE, "position.series=False"),
+    "rope": ("position.method=rope",),
+    "series": (FOPE, "position.clip=False"),
+    "fope-zero-phase": (FOPE, "position.zero_sine=0"),
+}
+PAIR = ("fope", "floor")  # what is compared over all seeds
+
+
+def get_sweep(arg=""):
+    arg = parse_arg(arg, seeds=10, controls=5, steps=1500)
+    return [
+        Train(
+            f"recall_{label}_{seed}",
+            f"configs/recall.py:seed={seed}",
+            (
+                *VARIANTS[label],
+                f"name={label}",
+                f"train.steps={arg.steps}",
+                f"evaluate.trial_seed={seed}",
+            ),
+        )
+        for seed in range(arg.seeds)
+        for label in VARIANTS
+        if label in PAIR or seed < arg.controls
+    ]

@@ -2,12 +2,13 @@
 
     python -m benchmarks.pretrained RUN --lengths 2048 8192 --batch 4 --prompt 512 --tokens 64
     python -m benchmarks.pretrained RUN --lengths --tokens 0 --memory 32768
+    python -m benchmarks.pretrained RUN --dtype bfloat16
 
-The run is exported once, so both sides have the same weights, in float32. Each side lives in a
-process of its own, and they work in turn, so that a ratio of neighbours sees the same machine.
-Scoring is the forward pass and the loss of every token, with the logits of a few hundred tokens at
-once. Decoding is greedy, with a cache: the seconds of a prompt and TOKENS + 1 tokens less those of
-the prompt and one token. Memory is the peak of a fresh process that scores one window.
+The run is exported once, so both sides have the same weights, in float32 or in `--dtype`. Each side
+lives in a process of its own, and they work in turn, so that a ratio of neighbours sees the same
+machine. Scoring is the forward pass and the loss of every token, with the logits of a few hundred
+tokens at once. Decoding is greedy, with a cache: the seconds of a prompt and TOKENS + 1 tokens less
+those of the prompt and one token. Memory is the peak of a fresh process that scores one window.
 """
 
 from __future__ import annotations
@@ -44,20 +45,24 @@ class Model(NamedTuple):
     versions: str
 
 
-def fope_jax_model(run: str) -> Model:
+def fope_jax_model(run: str, dtype: str) -> Model:
+    import dataclasses
     from functools import partial
 
     import jax
     import numpy as np
 
-    from fope_jax.evaluate.restore import load_run
+    from fope_jax.evaluate.restore import evaluation_graphdef, load_run
     from fope_jax.evaluate.scoring import model_scorer
     from fope_jax.model.decode import greedy_decode, prefill
     from fope_jax.model.transformer import merge, split
 
-    model = load_run(run).model
-    scorer = model_scorer(model)
-    graphdef, *arrays = split(model)
+    loaded = load_run(run)
+    config = dataclasses.replace(loaded.experiment.model, dtype=dtype, param_dtype=dtype)
+    experiment = dataclasses.replace(loaded.experiment, model=config)
+    graphdef, (params, constants) = evaluation_graphdef(experiment), split(loaded.model)[1:]
+    arrays = jax.tree.map(lambda x: x.astype(dtype), params), constants
+    scorer = model_scorer(merge(graphdef, *arrays))
 
     @partial(jax.jit, static_argnames="count")
     def write(arrays: Any, prompts: Any, count: int) -> Any:
@@ -75,12 +80,12 @@ def fope_jax_model(run: str) -> Model:
     )
 
 
-def transformers_model(checkpoint: str) -> Model:
+def transformers_model(checkpoint: str, dtype: str) -> Model:
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, attn_implementation="sdpa"
+        checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
     ).eval()
 
     @torch.inference_mode()
@@ -89,7 +94,7 @@ def transformers_model(checkpoint: str) -> Model:
         hidden = model.model(input_ids=ids[None, :-1], use_cache=False).last_hidden_state[0]
         pieces = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
         nats = [
-            torch.nn.functional.cross_entropy(model.lm_head(x), targets, reduction="sum")
+            torch.nn.functional.cross_entropy(model.lm_head(x).float(), targets, reduction="sum")
             for x, targets in zip(hidden.split(pieces), ids[1:].split(pieces), strict=True)
         ]
         return float(sum(nats)) / len(hidden)
@@ -107,13 +112,13 @@ def transformers_model(checkpoint: str) -> Model:
     return Model(mean_nats, write, versions)
 
 
-def work_for(side: str, source: str) -> None:
+def work_for(side: str, source: str, dtype: str) -> None:
     """The process of one side: does what a line of stdin asks for and answers in JSON."""
     import numpy as np
 
     answer = sys.stdout
     sys.stdout = sys.stderr
-    model = {"fope_jax": fope_jax_model, "transformers": transformers_model}[side](source)
+    model = {"fope_jax": fope_jax_model, "transformers": transformers_model}[side](source, dtype)
     for line in sys.stdin:
         task, tokens, *count = json.loads(line)
         array = np.asarray(tokens, np.int32)
@@ -132,8 +137,9 @@ def work_for(side: str, source: str) -> None:
 class Side(Worker):
     """A process with one side's model."""
 
-    def __init__(self, name: str, python: str, source: str) -> None:
+    def __init__(self, name: str, python: str, source: str, dtype: str = "float32") -> None:
         command = [python, "-m", "benchmarks.pretrained", source, "--worker", name]
+        command += ["--dtype", dtype]
         super().__init__(name, command, BESIDE)
 
 
@@ -250,13 +256,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=512, help="tokens before those decoded")
     parser.add_argument("--tokens", type=int, default=64, help="to decode a row; 0: none")
     parser.add_argument("--memory", type=int, metavar="T", help="window of the memory of a process")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable, help="that has torch and transformers")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as well")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.worker:
-        work_for(arguments.worker, arguments.run)
+        work_for(arguments.worker, arguments.run, arguments.dtype)
         return 0
     import numpy as np
 
@@ -279,7 +286,8 @@ def main(argv: list[str] | None = None) -> int:
         }
 
         def start(name: str) -> Side:
-            return Side(name, *sources[name])
+            python, source = sources[name]
+            return Side(name, python, source, arguments.dtype)
 
         if arguments.lengths or arguments.tokens:
             decode = (arguments.batch, arguments.prompt, arguments.tokens)

@@ -3,11 +3,12 @@
     python -m benchmarks.training --size 60m --length 512 --batch 2
     python -m benchmarks.training --dtype bfloat16
 
-Each of the two lives in a process of its own, so that neither library's threads wait in the other's
-way, and they step in turn, so that a ratio of neighbours sees the same machine. Both do a forward and
-a backward pass, clip by the global norm, and step AdamW. The other side is LlamaForCausalLM with SDPA
-attention, its own loss, and the fused AdamW of PyTorch. Weights and moments are float32 on both
-sides; `--dtype bfloat16` is that of our activations, and autocast on the other side.
+Each of the two lives in a process of its own, so that neither library's threads wait in the
+other's way, and they step in turn, so that a ratio of neighbours sees the same machine. Both do a
+forward and a backward pass, clip by the global norm, and step AdamW. The other side is
+LlamaForCausalLM with SDPA attention, its own loss, and the fused AdamW of PyTorch. Weights and
+moments are float32 on both sides; `--dtype bfloat16` is that of our activations, and autocast on
+the other side.
 """
 
 from __future__ import annotations

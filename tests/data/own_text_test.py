@@ -13,6 +13,7 @@ from fope_jax.data.build import build
 from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
+from fope_jax.evaluate import protocol_plan
 from fope_jax.evaluate.harness import load_text_model
 from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import read_experiment
@@ -246,14 +247,17 @@ def test_text_that_comes_back_has_its_cache(own, capsys):
 # ---------------------------------------------------------------------------- what does not fit
 
 
-def plan(*wanted, unstated=None, **sections):
+def plan(*wanted, **sections):
+    return {protocol.label: protocol.settings for protocol in planned(*wanted, **sections)}
+
+
+def planned(*wanted, unstated=None, **sections):
     values = experiment_to_dict(read_experiment(Path("runs/a")))
     for section, changes in sections.items():
         values[section] = changes if section == "position" else values[section] | changes
     experiment = build_experiment(values)
     data = find_run_data("runs/a", experiment.data)
-    planned = plan_protocols(experiment, data, wanted or None, unstated)
-    return {protocol.label: protocol.settings for protocol in planned}
+    return plan_protocols(experiment, data, wanted or None, unstated)
 
 
 def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
@@ -303,6 +307,22 @@ def test_retrieval_tasks_hide_needles_in_own_text_where_it_has_room(own, caplog)
     assert planned.keys() == {"retrieval (recall)", "retrieval (copy)"}
     told = "left out: a haystack of 128 tokens is not in the validation split, which has 111; "
     assert told in caplog.text and "take --config.evaluate.needle_haystack=noise" in caplog.text
+
+
+def test_the_trial_seed_draws_other_trials(own, monkeypatch):
+    drawn = []
+
+    def keep(answerer, task, tokenizer, grid, **_):
+        drawn.append([grid.draw(task, n, 64).tokens.tolist() for n in range(grid.count)])
+        return []
+
+    monkeypatch.setattr(protocol_plan, "score_task", keep)
+    for seed in (0, 0, 5):
+        recall, *_ = planned("retrieval", evaluate={"trial_seed": seed})
+        assert recall.label == "retrieval (recall)"
+        assert recall.settings["seed"] == seed
+        recall.run(None, None)
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 @pytest.mark.parametrize(

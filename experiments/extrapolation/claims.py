@@ -69,7 +69,7 @@ def change_of_loss() -> float:
 
 CLAIMS = (
     Claim(
-        "Changing RoPE into FoPE raises the loss before the first update by {}%",
+        "Changing RoPE into FoPE raises the loss in nats before the first update by {}%",
         lambda: [change_of_loss()],
     ),
     Claim(

@@ -5,10 +5,10 @@
 
 Arguments: seeds=10 of FoPE and of the floor alone, controls=5 the most of the others, steps=1500.
 
-The task, model and updates of the tournament's recall. Each seed has trials of its own, the same for
-all variants. Stated before the runs, and tested pair by pair over the lengths beyond L together:
-FoPE against the floor alone (ten seeds), the floor alone against RoPE, and the series alone against
-RoPE (five seeds).
+The task, model and updates of the tournament's recall. Each seed has trials of its own, the same
+for all variants. Stated before the runs, and tested pair by pair over the lengths beyond L
+together: FoPE against the floor alone (ten seeds), the floor alone against RoPE, and the series
+alone against RoPE (five seeds).
 """
 
 from fope_jax.config import parse_arg

@@ -146,7 +146,7 @@ ITEMS = Page(
         ),
         Claim(
             "the pairs that turn less than once carry {}% of the product",
-            lambda: [pretrained.slow_share()],
+            lambda: [pretrained.slow_pairs()[2]],
         ),
         Claim(
             "holds ({} against {} nats); YaRN without training has {}, and the floor alone {}",

@@ -14,7 +14,7 @@ LONGEST = 4 * LENGTH
 SCORED = 4096  # windows end at least this many tokens apart
 PLACES = 6  # windows of a text that are chosen; how many are run is an argument
 
-# A method as `fope evaluate --as` takes it. A stretch is made for twice the length up to there, and
+# A method as `fope evaluate --as` takes it. A scaling is made for twice the length up to there, and
 # for four times beyond.
 METHODS = {
     "rope": "same",

@@ -67,8 +67,8 @@ demo-full: $(INSTALLED)
 	done
 	$(BIN)/fope report $(METHODS:%=$(RUNS)-full/%) -o $(RUNS)-full/report
 
-# Lengths are multiples of train.length, 2,048: a key in 2,048 and 4,096 tokens, and the loss of the
-# same 1,024 tokens at the end of 2,048 and of 12,288 tokens, half as many again as it was trained on.
+# Lengths are multiples of train.length, 8,192: a key in 2,048 and 4,096 tokens, and the loss of the
+# same 2,048 tokens at the end of 8,192 and of 12,288 tokens, half as many again as it was trained on.
 pretrained-demo: export JAX_PLATFORMS ?= cpu
 pretrained-demo: EVALUATE = $(BIN)/fope evaluate $(PRETRAINED)/smollm2 --protocols
 pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,1.5 --config.evaluate.num_windows=1 \

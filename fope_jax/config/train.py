@@ -55,9 +55,9 @@ class TrainConfig:
       log_every: updates between rows of metrics.
       save_every: updates between checkpoints; the last update is always saved.
       evaluate_every: updates between evaluations during training, which also run before the first
-        and after the last update, on ``evaluate.training_windows``. "auto" measures the training
-        length alone, ten times in a run but at least 100 updates apart, and in a shorter run or
-        without held-out text never. A number measures all of ``evaluate.lengths``. None never
+        and after the last update, on ``evaluate.training_windows``. "auto" measures the shortest of
+        ``evaluate.lengths`` alone, which is the training length by default, ten times in a run but
+        at least 100 updates apart, and in a shorter run or without held-out text never. A number measures all of ``evaluate.lengths``. None never
         evaluates.
       tracker: "module:function" that makes an experiment tracker, see ``train/tracker.py``.
       keep: number of checkpoints to keep, the newest ones.

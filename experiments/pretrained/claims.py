@@ -227,6 +227,38 @@ def last_at_length(method: str) -> float:
     return float(stretches(method, context=LENGTH, updates=UPDATES)[-1])
 
 
+def has_each_rank(method: str, context: int, updates: int = 0) -> list[float]:
+    """No number; AssertionError unless the ten ranks in noise are 1 to 10."""
+    fields = {"method": method, "context": context, "text": "noise", "updates": updates}
+    (row,) = results().of("every_key", seed=0, window=0, **fields)
+    assert sorted(row["rank"]) == list(range(1, 11)), row["rank"]
+    return []
+
+
+def yarn_is_best() -> list[float]:
+    """No number; AssertionError unless YaRN's curves stand to the others as the page says."""
+    trained = {m: stretches(m, updates=UPDATES) for m in ("rope", "yarn", *FLOORS_TRAINED)}
+    near = 10 * 1024 // STRETCH
+    assert np.allclose(trained["yarn"][:near], trained["rope"][:near], atol=0.005)
+    for method, curve in trained.items():
+        assert np.all(trained["yarn"] <= curve + 0.005), method
+    for method in FLOORS_TRAINED:
+        assert np.all(stretches("yarn")[1:] < trained[method][1:]), method
+    return []
+
+
+def held_out(method: str) -> list[float]:
+    """Nats a token of the held-out window before the first update and after the last."""
+    (row,) = results().of("training", method=method, updates=UPDATES, seed=0)
+    return [row["held_out_loss"][0][1], row["held_out_loss"][-1][1]]
+
+
+def neighbours_differ() -> list[float]:
+    """Least and most nats between neighbouring stretches of RoPE's curve within its length."""
+    steps = abs(np.diff(stretches("rope")[: LENGTH // STRETCH]))
+    return [np.min(steps), np.max(steps)]
+
+
 SIX = ("yarn", "ntk", "dynamic_ntk", "llama3", "self_extend", "rerope")
 FLOORS_TRAINED = ("clip-2048", "fope-2048")
 CLAIMS = (
@@ -264,9 +296,11 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "the right number costs {} nats and ranks by chance. YaRN gives it {} nats, nearly the {} "
-        "of RoPE at 8,192",
+        "the right number costs RoPE {} nats, and its ten ranks are 1 to 10 once each, as those of "
+        "a model are that orders the numbers of a window in one way whatever is asked. YaRN gives "
+        "it {} nats, nearly the {} of RoPE at 8,192",
         lambda: [
+            *has_each_rank("rope", 2 * LENGTH),
             keys("rope", 2 * LENGTH)[-1],
             keys("yarn", 2 * LENGTH)[-1],
             keys("rope", LENGTH)[-1],
@@ -281,28 +315,47 @@ CLAIMS = (
         lambda: [max(abs(stretches("fope", 1024) - stretches("clip", 1024)))],
     ),
     Claim(
-        "{} nats at 0 to 2 k, {} at 6 to 8 k, {} at 14 to 16 k, where RoPE, trained the same way, "
-        "ends at {}.",
+        "from {} to {} nats at 0 to 2 k, from {} to {} at 6 to 8 k, and from {} to {} at 14 to "
+        "16 k. RoPE, trained the same way, is better up to 12 k ({} against {} at 8 to 10 k) and "
+        "worse beyond ({} at 14 to 16 k).",
         lambda: [
-            *(after_training("clip-2048", k, k + 2) for k in (0, 6, 14)),
+            *(at("clip-2048", k, k + 2, updates=u) for k in (0, 6, 14) for u in (0, UPDATES)),
+            *(after_training(method, 8, 10) for method in ("rope", "clip-2048")),
             after_training("rope", 14, 16),
         ],
     ),
     Claim(
-        "{} nats at 6 to 8 k of a context of 8,192 tokens, where RoPE, trained the same way, has "
-        "{}",
+        "{} nats in the last 2,048 tokens of a context of 8,192, where RoPE, trained the same way, "
+        "has {}",
         lambda: [last_at_length("clip-2048"), last_at_length("rope")],
+    ),
+    Claim(
+        "YaRN, trained the same way, is best everywhere**: it reads as RoPE does up to 10 k, with "
+        "the same training, and ends at {}. Untrained it is ahead of both floors from 2 k on.",
+        lambda: [*yarn_is_best(), after_training("yarn", 14, 16)],
     ),
     Claim("FoPE's curve is {} to {} nats above that of the floor alone", series_after_training),
     Claim(
+        "({} nats on held-out text before the first update, {} after the last), is flat and high: "
+        "{} at 0 to 2 k, {} at 14 to 16 k.",
+        lambda: [
+            *held_out("fope-official-2048"),
+            *(after_training("fope-official-2048", k, k + 2) for k in (0, 14)),
+        ],
+    ),
+    Claim(
         "Of ten keys in 2,048 tokens of noise the floor alone writes {} and FoPE {}, the last ones "
-        "of the window, and at 8,192 tokens {} and {}, each with the right number at a rank near "
-        "chance ({} and {} for the floor alone); RoPE, trained the same way, writes {} and {}.",
+        "of the window, and at 8,192 tokens {} and {}. The floor's ranks are 1 to 10 once each at "
+        "both lengths. RoPE, trained the same way, writes {} and {}, YaRN {} and {}.",
         lambda: [
             *(keys(m, c, updates=UPDATES)[0] for c in (STRETCH, LENGTH) for m in FLOORS_TRAINED),
-            *(keys("clip-2048", c, updates=UPDATES)[-2] for c in (STRETCH, LENGTH)),
-            *(keys("rope", c, updates=UPDATES)[0] for c in (STRETCH, LENGTH)),
+            *(x for c in (STRETCH, LENGTH) for x in has_each_rank("clip-2048", c, UPDATES)),
+            *(keys(m, c, updates=UPDATES)[0] for m in ("rope", "yarn") for c in (STRETCH, LENGTH)),
         ],
+    ),
+    Claim(
+        "neighbouring stretches of RoPE's curve differ by {} to {} nats within its length",
+        lambda: neighbours_differ(),
     ),
 )
 
@@ -323,8 +376,10 @@ PAGE = Page(
             "**A short training at 2,048 tokens",
             "for the loss beyond 12 k alone",
             "one seed of 66 k tokens",
-            "losses of the floors of 2,048 before training",
-            "At 16,384 tokens RoPE",
+            "1.5 and 4 times the length",
+            "other methods at 16,384 tokens",
+            "with the floor of 2,048 alone",
+            "At 16,384 tokens the right number",
             "quantised to 4 bits",
         ]
     },

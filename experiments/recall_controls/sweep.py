@@ -12,7 +12,7 @@ alone against RoPE (five seeds).
 """
 
 from fope_jax.config import parse_arg
-from fope_jax.sweep import Train
+from fope_jax.sweep import Train, product
 
 FOPE = "position.method=fope"
 VARIANTS = {
@@ -22,11 +22,18 @@ VARIANTS = {
     "series": (FOPE, "position.clip=False"),
     "fope-zero-phase": (FOPE, "position.zero_sine=0"),
 }
-PAIR = ("fope", "floor")  # what is compared over all seeds
+PAIR, CONTROLS, LAST = ("fope", "floor"), ("rope", "series"), ("fope-zero-phase",)
 
 
 def get_sweep(arg=""):
     arg = parse_arg(arg, seeds=10, controls=5, steps=1500)
+    first, further = range(min(arg.seeds, arg.controls)), range(arg.controls, arg.seeds)
+    # In this order, so that a sweep that is cut short has what was asked first.
+    wanted = [
+        *product(seed=first, label=(*PAIR, *CONTROLS)),
+        *product(seed=further, label=PAIR),
+        *product(seed=first, label=LAST),
+    ]
     return [
         Train(
             f"recall_{label}_{seed}",
@@ -38,7 +45,5 @@ def get_sweep(arg=""):
                 f"evaluate.trial_seed={seed}",
             ),
         )
-        for seed in range(arg.seeds)
-        for label in VARIANTS
-        if label in PAIR or seed < arg.controls
+        for seed, label in wanted
     ]

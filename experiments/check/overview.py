@@ -151,8 +151,8 @@ ITEMS = Page(
         ),
         Claim(
             "not here up to 12 k ({} against {} nats at 8 to 10 k); beyond it holds ({} against {} "
-            "at 14 to 16 k). YaRN has {} there without training and {} with the same, and the floor "
-            "alone {}",
+            "at 14 to 16 k). YaRN has {} there without training and {} with the same, and the "
+            "floor alone {}",
             lambda: [
                 pretrained.after_training("fope-2048", 8, 10),
                 pretrained.after_training("rope", 8, 10),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.pretrained.claims import NAMES
 from experiments.pretrained.tables import Results, loss_by_position
 from experiments.pretrained.units import LENGTH, METHODS, TRAINED_AT, TRAININGS
 from fope_jax.report.plots import legend_below, mark_length, new_figure
@@ -60,6 +61,7 @@ def training_figure(results: Results) -> Any:
         for method in ("rope", "yarn")
     )
     handles: dict[str, Any] = {}
+    labels = {method: label for label, method in NAMES.items()}
     for axes, method in zip(panels, names, strict=False):
         curves: dict[str, tuple[Any, dict[str, Any]]] = {
             "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
@@ -87,7 +89,7 @@ def training_figure(results: Results) -> Any:
         for length in (TRAINED_AT, LENGTH):
             axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
         _token_axis(axes)
-        axes.set_title(method, fontsize=10)
+        axes.set_title(labels[method], fontsize=10)
         axes.set_ylim(top=TOP)
         axes.set_xlabel("position in the window (tokens)")
         axes.tick_params(axis="x", labelsize=8, labelbottom=True)

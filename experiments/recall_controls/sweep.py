@@ -9,20 +9,32 @@ The task, model and updates of the tournament's recall. Each seed has trials of 
 for all variants. Stated before the runs, and tested pair by pair over the lengths beyond L
 together: FoPE against the floor alone (ten seeds), the floor alone against RoPE, and the series
 alone against RoPE (five seeds).
+
+"series" is the released code without its floor. It gives the series to half of the pairs alone and
+leaves the others without rotation, as was seen after its first run; so two controls came then: the
+series on all pairs, and the same half of the pairs without a series.
 """
 
 from fope_jax.config import parse_arg
 from fope_jax.sweep import Train, product
 
 FOPE = "position.method=fope"
+HALF = [{"scaling": "p_rope", "share": 0.5}]
 VARIANTS = {
     "fope": (FOPE,),
     "floor": (FOPE, "position.series=False"),
     "rope": ("position.method=rope",),
     "series": (FOPE, "position.clip=False"),
+    "series-all": (FOPE, "position.clip=False", "position.outputs=surviving"),
+    "half": ("position.method=rope", f"position.scaling={HALF}"),
     "fope-zero-phase": (FOPE, "position.zero_sine=0"),
 }
-PAIR, CONTROLS, LAST = ("fope", "floor"), ("rope", "series"), ("fope-zero-phase",)
+PAIR, FIRST, SECOND, LAST = (
+    ("fope", "floor"),
+    ("rope", "series"),
+    ("series-all", "half"),
+    ("fope-zero-phase",),
+)
 
 
 def get_sweep(arg=""):
@@ -30,7 +42,8 @@ def get_sweep(arg=""):
     first, further = range(min(arg.seeds, arg.controls)), range(arg.controls, arg.seeds)
     # In this order, so that a sweep that is cut short has what was asked first.
     wanted = [
-        *product(seed=first, label=(*PAIR, *CONTROLS)),
+        *product(seed=first, label=(*PAIR, *FIRST)),
+        *product(seed=first, label=SECOND),
         *product(seed=further, label=PAIR),
         *product(seed=first, label=LAST),
     ]

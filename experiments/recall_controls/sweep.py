@@ -10,9 +10,10 @@ for all variants. Stated before the runs, and tested pair by pair over the lengt
 together: FoPE against the floor alone (ten seeds), the floor alone against RoPE, and the series
 alone against RoPE (five seeds).
 
-"series" is the released code without its floor. It gives the series to half of the pairs alone and
-leaves the others without rotation, as was seen after its first run; so two controls came then: the
-series on all pairs, and the same half of the pairs without a series.
+"series" is the released code without its floor. It gives the series to half of the pairs alone,
+made of every second frequency, and leaves the others without rotation, as was seen after its first
+run. So three controls came then, five seeds each: the series on all pairs, the fastest half of the
+pairs without a series, and every second frequency on half of the dimensions without a series.
 """
 
 from fope_jax.config import parse_arg
@@ -27,12 +28,14 @@ VARIANTS = {
     "series": (FOPE, "position.clip=False"),
     "series-all": (FOPE, "position.clip=False", "position.outputs=surviving"),
     "half": ("position.method=rope", f"position.scaling={HALF}"),
+    "every-second": ("position.method=rope", "position.partial_rotary_factor=0.5"),
     "fope-zero-phase": (FOPE, "position.zero_sine=0"),
 }
-PAIR, FIRST, SECOND, LAST = (
+PAIR, FIRST, SECOND, THIRD, LAST = (
     ("fope", "floor"),
     ("rope", "series"),
     ("series-all", "half"),
+    ("every-second",),
     ("fope-zero-phase",),
 )
 
@@ -44,6 +47,7 @@ def get_sweep(arg=""):
     wanted = [
         *product(seed=first, label=(*PAIR, *FIRST)),
         *product(seed=first, label=SECOND),
+        *product(seed=first, label=THIRD),
         *product(seed=further, label=PAIR),
         *product(seed=first, label=LAST),
     ]

@@ -8,6 +8,7 @@ from experiments.check.rows import ends, minus
 from experiments.extrapolation import claims as extrapolation
 from experiments.fope_ablations import claims as ablations
 from experiments.pretrained import claims as pretrained
+from experiments.recall_controls import claims as controls
 from experiments.spectra import claims as spectra
 from experiments.tournament import claims as tournament
 
@@ -27,6 +28,36 @@ def floor_costs() -> list[float]:
 
 FRONT = Page(
     path="README.md",
+    claims=(
+        Claim(
+            "FoPE answers {}% of recall at twice the training length, the floor alone {}%, the "
+            "series alone {}%, RoPE {}%",
+            lambda: controls.percents(128, "FoPE", "floor alone", "series on all pairs", "RoPE"),
+        ),
+        Claim(
+            "adds {} ± {} points to the floor", lambda: ends(controls.apart("FoPE", "floor alone"))
+        ),
+        Claim(
+            "ALiBi's perplexity at 16 times the length is below FoPE's by {} ± {} nats a token, and "
+            "it recalls {}% there of what stands far back, FoPE {}%",
+            lambda: [
+                *ends(tournament.behind("FoPE", "ALiBi", LONGEST)),
+                *(tournament.at_depth(name, 16 * SHORT, 0.1) for name in ("ALiBi", "FoPE")),
+            ],
+        ),
+        Claim(
+            "RoPE ends at {} nats a token, YaRN at {} without training, {} with it",
+            lambda: [
+                pretrained.at("rope", 14, 16),
+                pretrained.at("yarn", 14, 16),
+                pretrained.after_training("yarn", 14, 16),
+            ],
+        ),
+        Claim(
+            "FoPE after the same training at {}",
+            lambda: [pretrained.after_training("fope-2048", 14, 16)],
+        ),
+    ),
     exempt_sections={"": "settings and times", "The functions": "settings", "License": "settings"},
     unchecked={"The answer": "the rows of the demo are not committed; `make demo` prints it"},
 )
@@ -37,6 +68,10 @@ FINDINGS = Page(
         Claim(
             "FoPE recalls {}% at 2L, RoPE {}%; KERPLE",
             lambda: [*recall("FoPE", 2), *recall("RoPE", 2)],
+        ),
+        Claim(
+            "the floor: alone it recalls {}% at 2L, the series alone {}%, RoPE {}%",
+            lambda: controls.percents(128, "floor alone", "series on all pairs", "RoPE"),
         ),
         Claim("the floor of 8,192 alone costs {} nats without training", floor_costs),
     ),
@@ -65,6 +100,17 @@ ITEMS = Page(
         Claim(
             "beyond L holds ({} ± {} points); stable not here: {}% at L, {}% at 2L, {}% at 16L",
             lambda: [*ends(tournament.apart("FoPE", "RoPE")), *recall("FoPE", 1, 2, 16)],
+        ),
+        Claim(
+            "the floor without the series is {} ± {} points above RoPE, and FoPE {} ± {} above that",
+            lambda: [
+                *ends(controls.apart("floor alone", "RoPE")),
+                *ends(controls.apart("FoPE", "floor alone")),
+            ],
+        ),
+        Claim(
+            "the floor alone answers {}% at 2L, the series alone on all pairs {}%, RoPE {}% |",
+            lambda: controls.percents(128, "floor alone", "series on all pairs", "RoPE"),
         ),
         Claim(
             "holds: by {} ± {} nats a token at 16L | after 1,000 updates; after 500 not resolved "

@@ -117,6 +117,7 @@ PAGE = Page(
         "settings": [
             "Percent of 200 trials",
             "* it leaves out 0",
+            "just leaves out 0",
             "three seeds of the tournament had RoPE at 8%",
             "floor at 2 pi / L",
         ]

@@ -19,7 +19,7 @@ class Progress(NamedTuple):
       run: its directory.
       steps: steps that it is to train.
       step: of the last train row; 0 if there is none.
-      loss: of that row, nats per token.
+      loss: of that row, nats per token; None where no token of its steps was scored.
       tokens_per_second: of that row, of all devices.
       row_age: seconds since that row, or another one, was written.
       saved: step of the newest complete checkpoint; None if there is none.
@@ -43,12 +43,13 @@ class Progress(NamedTuple):
         'runs/x: step 100 of 200 (50%), loss 3.250, 2,000,000 tokens/s, 12 s ago; \
 last checkpoint 50, 12 min ago'
         """
-        if self.loss is None or self.tokens_per_second is None or self.row_age is None:
+        loss = "none" if self.loss is None else f"{self.loss:.3f}"
+        if self.tokens_per_second is None or self.row_age is None:
             line = f"{self.run}: no train row yet, of {self.steps:,} steps"
         else:
             line = (
                 f"{self.run}: step {self.step:,} of {self.steps:,} "
-                f"({self.step / self.steps:.0%}), loss {self.loss:.3f}, "
+                f"({self.step / self.steps:.0%}), loss {loss}, "
                 f"{self.tokens_per_second:,.0f} tokens/s, {_age(self.row_age)} ago"
             )
         if self.saved is None or self.saved_age is None:

@@ -297,6 +297,8 @@ def training_chart(runs: Sequence[Run]) -> Chart:
     losses: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         for row in run.of("train"):
+            if row["loss"] is None:  # no token of its steps was scored
+                continue
             seen = losses.setdefault(labels[run.path], {})
             seen.setdefault(tokens_before(run) + row["tokens_seen"], []).append(row["loss"])
     curves = {}

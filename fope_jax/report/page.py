@@ -432,7 +432,9 @@ def _training(runs: Sequence[Run], styles: Styles) -> Topic:
             "seed": run.seed,
             "updates": f"{last['step']:,}",
             "tokens seen": f"{last['tokens_seen']:,}",
-            "last loss (nats/token)": tables.format_loss(last["loss"]),
+            "last loss (nats/token)": (
+                EMPTY if last["loss"] is None else tables.format_loss(last["loss"])
+            ),
             "tokens/s": EMPTY if speed is None else f"{speed:,.0f}",
             "waiting for data": EMPTY if wait is None else f"{wait:.1%}",
             "hours": tables.format_number(last["seconds"] / 3600) if "seconds" in last else EMPTY,

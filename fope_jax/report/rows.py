@@ -26,7 +26,7 @@ _ANSWERS = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), 
 
 # Required fields of each kind; rows of other kinds are ignored.
 REQUIRED: dict[str, dict[str, Any]] = {
-    "train": {"step": int, "tokens_seen": int, "loss": _NUMBER},
+    "train": {"step": int, "tokens_seen": int, "loss": _NUMBER_OR_NONE},
     "perplexity": {
         **_IDS,
         **_SUMS,

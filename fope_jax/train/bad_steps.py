@@ -1,7 +1,7 @@
 """Bad steps: detected on the device, counted on the host.
 
 A step is bad if its loss or gradient norm x is not finite. With a spike factor c it is also bad if
-x is more than c times the running mean over the k good steps so far:
+x is more than c times the running mean over the k good steps with a scored token so far:
 
     m_k = m_(k-1) + (x_k - m_(k-1)) / min(k, WINDOW)         bad if x > c m_k and k >= WARMUP
 
@@ -43,7 +43,7 @@ ADVICE = (
 
 
 class RunningMeans(NamedTuple):
-    """Float32 means of loss and gradient norm over the good steps, and their int32 count."""
+    """Float32 means of loss and gradient norm over good steps, and the int32 count of these."""
 
     loss: Array
     norm: Array
@@ -64,9 +64,16 @@ class Guard:
         return RunningMeans(np.float32(loss), np.float32(norm), np.int32(steps))
 
     def judge(
-        self, state: RunningMeans | tuple[()], loss: Array, norm: Array
+        self,
+        state: RunningMeans | tuple[()],
+        loss: Array,
+        norm: Array,
+        is_scored: Array | bool = True,
     ) -> tuple[Array, RunningMeans | tuple[()]]:
-        """Whether a step is good, from its float32 scalars, and the state after a good one."""
+        """Whether a step is good, from its float32 scalars, and the state after a good one.
+
+        Without a scored token loss and norm are 0; such a step leaves the means as they are.
+        """
         is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
         if self.spike_factor is None or not isinstance(state, RunningMeans):
             return is_good, ()
@@ -77,6 +84,9 @@ class Guard:
             state.loss + (loss - state.loss) * weight,
             state.norm + (norm - state.norm) * weight,
             state.steps + 1,
+        )
+        updated = RunningMeans(
+            *(jnp.where(is_scored, x, old) for x, old in zip(updated, state, strict=True))
         )
         return is_good & ~(is_spike & (state.steps >= WARMUP)), updated
 

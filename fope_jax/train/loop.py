@@ -324,8 +324,9 @@ def train(
                 if after.should_log:  # not for a signal: its checkpoint holds the unfinished row
                     row = buffer.take_row(step)
                     write([row])
+                    loss = "none" if row["loss"] is None else f"{row['loss']:.3f}"
                     bar.set_postfix_str(
-                        f"loss {row['loss']:.3f}, {validation}"
+                        f"loss {loss}, {validation}"
                         f"{row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
                         f"data wait {row['data_wait_fraction']:.1%}",
                         refresh=False,

@@ -78,7 +78,7 @@ class MetricsBuffer:
         self._on_device = []
         self.restart_clock()
         for number, (nats, tokens, norm, skipped) in enumerate(new, start=step - len(new) + 1):
-            loss = float(nats / tokens) if tokens else float("nan")
+            loss = float(nats / (tokens or 1.0))  # 0 of a batch without a scored token
             self._bad_steps.record(number, loss, float(norm), bool(skipped))
         self._steps = np.concatenate([self._steps, new])
         self._seconds += elapsed
@@ -96,10 +96,16 @@ class MetricsBuffer:
         }
 
     def take_row(self, step: int) -> dict[str, Any]:
-        """The train row of the steps since the last row, without skipped ones; `fetch` first."""
+        """The train row of the steps since the last row, without skipped ones; `fetch` first.
+
+        Without a scored token in any of them ``loss`` and ``grad_norm`` are None, and NaN if all
+        were skipped.
+        """
         config, sequences = self._config, len(self._steps) * self._config.batch_size
         good = self._steps[self._steps[:, 3] == 0]
-        nats, tokens, norms, _ = good.T
+        scored = good[good[:, 1] != 0]  # a norm of 0 would lower the mean
+        nats, tokens, norms, _ = scored.T
+        unknown = None if len(good) else float("nan")
         skipped_before = self._bad_steps.total - int(self._steps[-1, 3])
         total = float(tokens.sum())
         row = {
@@ -108,8 +114,8 @@ class MetricsBuffer:
             "tokens_seen": step * config.batch_size * config.length,
             "nats": float(nats.sum()),
             "tokens": total,
-            "loss": float(nats.sum() / total) if total else float("nan"),
-            "grad_norm": float(norms.mean()) if len(good) else float("nan"),
+            "loss": float(nats.sum() / total) if len(scored) else unknown,
+            "grad_norm": float(norms.mean()) if len(scored) else unknown,
             "learning_rate": float(learning_rate(config, step - 1 - skipped_before)),
             "tokens_per_second": sequences * config.length / self._seconds,
             "data_wait_fraction": self._waited / self._seconds,
@@ -122,7 +128,7 @@ class MetricsBuffer:
 
 
 def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of rows of one step, by the names of their curves.
+    """The numbers of rows of one step, by the names of their curves; a None is in no curve.
 
     >>> train = {"kind": "train", "step": 3, "loss": 2.5}
     >>> scored = {"kind": "validation", "split": "validation", "context": 64}
@@ -132,7 +138,8 @@ def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     points: dict[str, float] = {}
     for row in rows:
         if row["kind"] == "train":
-            points |= {f"train/{key}": x for key, x in row.items() if key not in ("kind", "step")}
+            numbers = {key: x for key, x in row.items() if key not in ("kind", "step")}
+            points |= {f"train/{key}": x for key, x in numbers.items() if x is not None}
         elif row["kind"] == VALIDATION and row["tokens"]:
             split = "" if row["split"] == "validation" else f"{row['split']}_"
             points[f"validation/{split}loss_{row['context']}"] = row["nats"] / row["tokens"]

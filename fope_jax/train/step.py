@@ -119,6 +119,9 @@ def train_step(
 ) -> tuple[TrainState, StepMetrics]:
     """One update with the mean loss per token of ``batch``; nothing in it is random.
 
+    The gradient of a batch without a scored token is 0. Its update is made like any other: moments
+    shrink, and weights follow them and the weight decay.
+
     Args:
       graphdef: the model without its arrays, from ``split``.
       optimizer: from ``make_optimizer``; gets gradients and parameters in float32.
@@ -129,7 +132,8 @@ def train_step(
       guard: rejects bad updates; the state is then returned unchanged.
     """
     gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
-    gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
+    scored = jnp.where(tokens == 0, 1.0, tokens)  # 0 / 0 would be NaN
+    gradient = jax.tree.map(lambda g: g / scored.astype(g.dtype), gradient)
     params = optax.tree.cast(state.params, jnp.float32)
     updates, moments = optimizer.update(gradient, state.optimizer, params)
     params = jax.tree.map(
@@ -138,7 +142,7 @@ def train_step(
     norm, skipped = optax.tree.norm(gradient), jnp.zeros(())
     after = TrainState(params, moments, state.guard)
     if guard is not None:
-        is_good, means = guard.judge(state.guard, nats / tokens, norm)
+        is_good, means = guard.judge(state.guard, nats / scored, norm, tokens != 0)
         after = after._replace(guard=means)
         after = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, state)
         skipped = 1.0 - is_good.astype(jnp.float32)

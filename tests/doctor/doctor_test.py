@@ -321,6 +321,9 @@ def test_the_progress_of_a_run(run, capsys):
     assert main(["doctor", str(run), "--progress", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["saved"] == 12
 
+    write_rows(run, [train_row(3, loss=None, tokens_per_second=1e6)])  # no token was scored
+    assert ": step 3 of 12 (25%), loss none, 1,000," in doctor.read_progress(run).text
+
     shutil.rmtree(run / "checkpoints")
     (run / "metrics.jsonl").unlink()
     text = doctor.read_progress(run).text

@@ -147,6 +147,13 @@ def test_training_curves_are_the_mean_over_seeds(make_run):
     assert chart.is_dense
 
 
+def test_a_row_whose_steps_scored_no_token_is_no_point(synthetic, make_run):
+    rows = synthetic.rows_of("rope", 0)
+    rows[1]["loss"] = None
+    (curve,) = charts.training_chart(read_runs([make_run("rope", rows=rows)])).curves.values()
+    assert curve.x[:2] == [25 * 4096, 75 * 4096] and None not in curve.y
+
+
 @pytest.mark.parametrize("kind", ["perplexity", "position"])
 def test_rows_scored_on_different_things_are_refused_in_one_chart(synthetic, make_run, kind):
     draw = {"perplexity": charts.perplexity_chart, "position": charts.position_chart}[kind]

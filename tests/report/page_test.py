@@ -213,6 +213,8 @@ def test_a_run_that_is_only_trained_or_only_evaluated_still_reports(synthetic, m
     page = Page(write_report([young], tmp_path / "one").read_text())
     assert "young is not evaluated yet" in page.text
     assert len(page.all("img")) == 1
+    without = make_run("rope", name="empty", rows=[everything[0] | {"loss": None}])
+    assert "empty is not evaluated yet" in write_report([without], tmp_path / "none").read_text()
     bare = make_run(
         "alibi", rows=[r for r in synthetic.rows_of("alibi", 0) if r["kind"] == "passkey"]
     )

@@ -26,6 +26,7 @@ from fope_jax.train.bad_steps import (
     make_guard,
 )
 from fope_jax.train.loop import train
+from fope_jax.train.metrics import curve_points
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.state import (
     experiment_at_stage,
@@ -67,6 +68,9 @@ def test_a_spike_is_beyond_the_factor_of_the_mean_once_there_is_one():
             assert judge(state, jnp.float32(7.0), jnp.float32(1.9))[0]
         good, state = judge(state, loss, jnp.float32(1.0))
         assert good
+        unscored, zero = jnp.bool(False), jnp.float32(0.0)
+        good, same = judge(state, zero, zero, unscored)
+        assert good and [float(x) for x in same] == [float(x) for x in state]
     mean = 0.0
     for count, loss in enumerate(losses, start=1):
         mean += (float(loss) - mean) / min(count, WINDOW)
@@ -109,14 +113,29 @@ def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(
     assert bits(state.params) != bits(before.params) and float(metrics.skipped) == 0
 
 
-def poison(monkeypatch, *steps):
+def poison(monkeypatch, *steps, by=np.nan):
     class Poisoned(task_mixture.Loader):
         def iterate(self, start, count):
             for step, batch in enumerate(super().iterate(start, count), start + 1):
-                bad = np.float32(np.nan if step in steps else 1)
+                bad = np.float32(by if step in steps else 1)
                 yield batch._replace(weights=batch.weights * bad)
 
     monkeypatch.setattr(task_mixture, "Loader", Poisoned)
+
+
+def test_steps_without_a_scored_token_end_no_run_and_are_in_no_mean(runs, tmp_path, monkeypatch):
+    poison(monkeypatch, 4, 8, by=0)  # 4 has a row of its own, 8 shares one with 7
+    train(runs.experiment(), tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    rows = {row["step"]: row for row in rows if row["kind"] == "train"}
+    assert [rows[4][key] for key in ("nats", "tokens", "loss", "grad_norm")] == [0, 0, None, None]
+    others = [row for step, row in rows.items() if step != 4]
+    assert [row["step"] for row in others] == [3, 6, 8, 9, 12]
+    for row in others:
+        assert row["loss"] == pytest.approx(row["nats"] / row["tokens"])
+    assert rows[8]["tokens"] == pytest.approx(rows[6]["tokens"] / 2, abs=4)
+    assert rows[8]["grad_norm"] > 0.7 * rows[6]["grad_norm"]
+    assert "train/loss" not in curve_points([rows[4]])
 
 
 @pytest.mark.slow

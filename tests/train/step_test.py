@@ -12,6 +12,7 @@ from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import make
 from fope_jax.train import step as step_module
+from fope_jax.train.bad_steps import Guard, RunningMeans
 from fope_jax.train.optim import learning_rate, make_optimizer
 from fope_jax.train.step import TrainState, all_finite, batch_loss, gradient_sums, train_step
 from fope_jax.typing import Batch
@@ -111,6 +112,28 @@ def test_training_learns_and_leaves_the_constants_alone(optimizer):
     assert losses[0] == pytest.approx(np.log(SHAPE["vocab_size"]), abs=0.1)
     assert losses[-1] < 0.5 * losses[0]
     assert jax.tree.map(lambda x: np.array(x).tobytes(), constants) == before
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_batch_without_a_scored_token_is_an_update_with_gradient_0(optimizer, accumulate):
+    """A window of one token, or one in which every row repeats itself, has no target."""
+    graphdef, params, constants = make_model()
+    guard, means = Guard(3.0), RunningMeans(jnp.float32(4.0), jnp.float32(2.0), jnp.int32(30))
+    batch = make_batch()
+    empty = batch._replace(weights=np.zeros_like(batch.weights))
+    wanted, moments = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    wanted = jax.tree.map(lambda x, update: np.asarray(x + update), params, wanted)
+    state = TrainState(params, optimizer.init(params), means)
+    state, metrics = train_step(
+        graphdef, optimizer, state, constants, empty, accumulate=accumulate, guard=guard
+    )
+    assert [float(x) for x in metrics] == [0.0, 0.0, 0.0, 0.0]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), state.params, wanted)
+    assert all_finite(state.optimizer)
+    assert int(state.optimizer[1].count) == int(moments[1].count) == 1
+    assert [float(x) for x in state.guard] == [4.0, 2.0, 30.0]
 
 
 def test_the_state_is_donated(optimizer):

@@ -27,8 +27,9 @@ class EvaluateConfig:
       passkey_lengths: contexts for passkey retrieval.
       passkey_depths: position of the key in the context, from 0 (beginning) to 1 (end).
       passkey_trials: trials for each length and depth.
-      trial_seed: of the passkeys and tasks that are drawn. Variants that are compared need the same;
-        with another one for each seed of a sweep, its intervals hold the draw of the trials as well.
+      trial_seed: of the passkeys and tasks that are drawn. Variants that are compared need the
+        same; with another one for each seed of a sweep, its intervals hold the draw of the trials
+        as well.
       passkey_templates: wordings: "standard" as in the literature, "compact" for small models.
       retrieval_tasks: more tasks with these lengths, depths and trials: "recall" and "copy" of
         token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",

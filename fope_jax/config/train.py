@@ -57,8 +57,8 @@ class TrainConfig:
       evaluate_every: updates between evaluations during training, which also run before the first
         and after the last update, on ``evaluate.training_windows``. "auto" measures the shortest of
         ``evaluate.lengths`` alone, which is the training length by default, ten times in a run but
-        at least 100 updates apart, and in a shorter run or without held-out text never. A number measures all of ``evaluate.lengths``. None never
-        evaluates.
+        at least 100 updates apart, and in a shorter run or without held-out text never. A number
+        measures all of ``evaluate.lengths``. None never evaluates.
       tracker: "module:function" that makes an experiment tracker, see ``train/tracker.py``.
       keep: number of checkpoints to keep, the newest ones.
       keep_period: keep for ever, beside these, each checkpoint whose step is a multiple of this; a
@@ -175,6 +175,11 @@ class TrainConfig:
             used < self.steps,
             f"fewer updates than steps = {self.steps}; these are {used}",
         )
+
+    @property
+    def trained_positions(self) -> int:
+        """Positions that training meets, from 0: ``length``, or the range they are drawn from."""
+        return self.position_range or self.length
 
     @property
     def evaluation_interval(self) -> int | None:

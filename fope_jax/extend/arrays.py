@@ -32,7 +32,7 @@ def carry_position(
         child.position,
         init_position_arrays(child),
         child.model.shape.head_dim,
-        from_length=parent.made_for or before.train.length,
+        from_length=parent.table_rows,
         match=match,
     )
 

@@ -107,15 +107,17 @@ def extend_position(
     knobs: Mapping[str, Any] | None = None,
     allow_shorter: bool = False,
     made_for: int | None = None,
+    positions: int | None = None,
 ) -> PositionEmbedding:
     """The position embedding with which ``parent`` continues at ``length`` tokens.
 
-    A scaling gets the factor s = length / L, with L the length before any stretch. It replaces an
-    earlier stretch and keeps its L: RoPE at 128, then YaRN to 256, then YaRN to 512 gives s = 4.
-    ``fope`` and ``clip`` set the floor at the new length; FoPE after RoPE has ``LEAST_CHANGE``, or
-    the knob ``preset``. A scaled FoPE has no YaRN temperature, as in the released code. ``learned``
-    makes the table ``length`` long. ``drope`` and ``logit_scaling`` act beyond ``from_length``. All
-    other knobs, also those of a scaling of the same class, are the parent's.
+    A scaling gets the factor s = length / L, with L the ``positions`` before any stretch. It
+    replaces an earlier stretch and keeps its L: RoPE at 128, then YaRN to 256, then YaRN to 512
+    gives s = 4. ``fope`` and ``clip`` set the floor at the new length; FoPE after RoPE has
+    ``LEAST_CHANGE``, or the knob ``preset``. A scaled FoPE has no YaRN temperature, as in the
+    released code. ``learned`` makes the table ``length`` long. ``drope`` and ``logit_scaling`` act
+    beyond ``from_length``. All other knobs, also those of a scaling of the same class, are the
+    parent's.
 
     Args:
       parent: the method the model was trained with, on ``from_length`` tokens.
@@ -123,7 +125,9 @@ def extend_position(
       knobs: override derived knobs, of the scaling if it has the knob, else of the method.
       allow_shorter: for a length below ``from_length``, or a change at that length.
       made_for: the length of the parent's own stretch, where it was not trained on that; None means
-        ``from_length``.
+        ``positions``.
+      positions: those that the parent was trained at, where they were drawn from a longer range
+        (``train.position_range``); None means ``from_length``.
 
     Raises:
       ValueError: see ``target_classes``; ``length`` is below ``from_length``, or equal to it while
@@ -142,7 +146,8 @@ def extend_position(
             f"length={length}: shorter than the {from_length} tokens the parent was trained on; "
             "where that is meant: --allow-shorter"
         )
-    lengths = _Lengths(from_length, made_for or from_length, length)
+    positions = positions or from_length
+    lengths = _Lengths(from_length, positions, made_for or positions, length)
     child = _continue(parent, target, lengths, head_dim, dict(knobs or {}))
     longest = child.limits.max_length
     if longest is not None and longest < length:
@@ -162,11 +167,17 @@ def extend_position(
 
 
 class _Lengths(NamedTuple):
-    """Tokens: trained on, those that the parent's stretch or table is made for, and the child's."""
+    """Tokens and positions trained on, tokens that a stretch is made for, and the child's."""
 
     trained: int
+    positions: int
     made_for: int
     new: int
+
+    @property
+    def table(self) -> int:
+        """Rows of a learned table that are trained, or lie between such."""
+        return max(self.positions, self.made_for)
 
 
 def _continue(
@@ -186,7 +197,7 @@ def _continue(
         changes["scaling"] = _extend_scaling(parent, scaling_cls, lengths, head_dim, stated)
     if target != SAME and cls is FoPE:
         changes["training_length"] = lengths.new
-    if target != SAME and cls is Learned and lengths.new > lengths.made_for:
+    if target != SAME and cls is Learned and lengths.new > lengths.table:
         changes["table_length"] = lengths.new
     is_new = cls is not type(parent)
     if is_new and (cls is DroPE or (cls is LogitScaling and knobs.get("form") != "yarn")):
@@ -231,7 +242,7 @@ def _extend_scaling(
 ) -> tuple[Scaling, ...]:
     """The parent's scalings, with one of ``cls`` replacing the same class or a stretch."""
     # The length that the unstretched frequencies were trained on, and the factor of the stretch.
-    length, original, stretched = lengths.new, lengths.trained, 1.0
+    length, original, stretched = lengths.new, lengths.positions, 1.0
     if (stretch := next((step for step in parent.scaling if step.stretches), None)) is not None:
         stretched = stretch.factor
         original = getattr(stretch, "original_length", None) or lengths.made_for / stretched

@@ -60,6 +60,11 @@ class Parent(NamedTuple):
     made_for: int | None = None
     item: Callable[[str], StoredItem] | None = None
 
+    @property
+    def table_rows(self) -> int:
+        """Rows of a learned table that are trained, or lie between such where it was stretched."""
+        return max(self.experiment.train.trained_positions, self.made_for or 0)
+
 
 def open_parent(
     source: str | Path,

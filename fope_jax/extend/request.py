@@ -90,6 +90,7 @@ def child_position(
         knobs=parse_knobs(parent.position, method, knobs),
         allow_shorter=allow_shorter,
         made_for=made_for,
+        positions=parent.train.trained_positions,
     )
 
 

@@ -92,6 +92,7 @@ def make_variant(parent: Parent, text: str) -> Variant:
             knobs=free | knobs,
             allow_shorter=True,
             made_for=parent.made_for,
+            positions=parent.experiment.train.trained_positions,
         )
         position.check(shape)
     except ValueError as error:
@@ -99,9 +100,9 @@ def make_variant(parent: Parent, text: str) -> Variant:
     experiment = dataclasses.replace(parent.experiment, position=position)
 
     def carry(arrays: PositionVariables) -> PositionVariables:
-        drawn, length = init_position_arrays(experiment), parent.made_for or trained
+        drawn, rows = init_position_arrays(experiment), parent.table_rows
         return carry_variables(
-            before, arrays, position, drawn, shape.head_dim, from_length=length
+            before, arrays, position, drawn, shape.head_dim, from_length=rows
         ).variables
 
     changes = frequency_changes(before, position, shape.head_dim)

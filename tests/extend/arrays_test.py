@@ -6,12 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from fope_jax.extend.arrays import carry_train_state
+from fope_jax.config import build_experiment
+from fope_jax.extend.arrays import carry_position, carry_train_state
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.coefficients import carry_variables
-from fope_jax.extend.parent import open_parent
+from fope_jax.extend.parent import Parent, open_parent
+from fope_jax.extend.variants import make_variant
 from fope_jax.model.transformer import merge, position_variables
-from fope_jax.position import FoPE, PositionInterpolation, RoPE
+from fope_jax.position import FoPE, Learned, PositionInterpolation, PositionVariables, RoPE
 from fope_jax.train.state import init_position_arrays, plan_state
 
 
@@ -78,3 +80,45 @@ def test_moments_are_kept_for_what_is_carried_and_begin_anew_for_what_is_not(fop
     assert (
         same[1].nu["position_layers"]["cos_coef"] == trained.nu["position_layers"]["cos_coef"]
     ).all()
+
+
+def table_of_64(runs, made_for=None, **changes):
+    """A parent whose table has 64 rows, and the table, row p at p."""
+    values = runs.values(method={"method": "learned", "table_length": 64}, **changes)
+    parent = Parent("runs/x", build_experiment(values), 12, False, {}, None, made_for)
+    table = np.repeat(np.arange(64, dtype=np.float32)[:, None], 16, axis=1)
+    return parent, {"params": {"position_model": {"table": table}}, "constants": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, 16),
+        ({"position_range": 64}, 64),
+        ({"made_for": 64}, 64),
+        ({"position_range": 64, "made_for": 32}, 64),  # its table was kept as it is
+    ],
+)
+def test_every_trained_row_of_a_learned_table_goes_on(runs, changes, rows):
+    """At random positions all rows of the range are trained, whatever the length."""
+    parent, arrays = table_of_64(runs, **changes)
+    overrides = ["train.batch_size=1", "train.position_range=none"]
+    child = child_experiment(
+        parent.experiment,
+        *(12, "learned", 32),
+        overrides=[*overrides, "position.table_length=127"],
+        made_for=parent.made_for,
+    )
+    carried = carry_position(parent, parent.experiment, arrays, child, "frequency")
+    expected = np.arange(127) * (rows - 1) / 126
+    new = np.asarray(carried.variables.model_params["table"])[:, 0]
+    np.testing.assert_allclose(new, expected, rtol=1e-6)
+    assert carried.text == f"table of {rows} trained positions stretched to 127"
+    variant = make_variant(parent, "learned:table_length=127")
+    trained = PositionVariables(model_params=arrays["params"]["position_model"])
+    again = np.asarray(variant.carry(trained).model_params["table"])[:, 0]
+    assert again.tobytes() == new.tobytes()
+    kept = child_experiment(
+        parent.experiment, 12, "learned", 32, overrides=overrides[:1], made_for=parent.made_for
+    )
+    assert kept.position == Learned(64 if rows == 64 else 32)

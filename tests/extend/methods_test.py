@@ -390,6 +390,24 @@ def test_a_stretch_without_training_is_not_taken_for_the_trained_length():
     assert window == LogitScaling(stretched, training_length=512)
 
 
+def test_a_stretch_counts_from_the_range_that_positions_were_drawn_from():
+    drawn = {"from_length": 128, "positions": 512, "head_dim": HEAD_DIM}
+
+    def at(length, parent=None, target="yarn", **knobs):
+        parent = parent or RoPE()
+        return extend_position(parent, target, length=length, knobs=knobs, **drawn)
+
+    assert at(1024) == RoPE(scaling=(YaRN(2.0, 512),))
+    assert at(1024, RoPE(scaling=(PI(4.0),))) == RoPE(scaling=(YaRN(8.0, 128),))
+    assert at(256, factor=2.0) == RoPE(scaling=(YaRN(2.0, 512),))
+    with pytest.raises(ValueError, match="length=256: shorter than the 512 tokens before any stre"):
+        at(256)
+    assert at(256, Learned(512), "learned") == Learned(512)
+    assert at(1024, Learned(2048), "learned") == Learned(1024)
+    window = at(1024, RoPE(), "logit_scaling")
+    assert window.training_length == 128, "a number of keys, not a position"
+
+
 def test_which_fope_follows_rope_is_said():
     said = fope_form(RoPE(), go_on(RoPE(), "fope"))
     assert "zero_sine=0.0, outputs='surviving'" in said and "preset=official" in said

@@ -100,6 +100,15 @@ def carry_coefficients(
     return carried
 
 
+def check_table_length(length: int, trained: int) -> None:
+    """Raises ValueError for a learned table with fewer rows than the ``trained`` ones."""
+    if length < trained:
+        raise ValueError(
+            f"table_length={length}: the parent has {trained} trained positions, and a shorter "
+            f"table would give its tokens those of others; expected {trained} or more"
+        )
+
+
 def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
     """A learned table interpolated to ``[length, D]``, with the dtype of ``table``.
 
@@ -109,8 +118,11 @@ def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
 
     Args:
       table: ``[P, D]``.
-      trained: number of trained rows; later rows are dropped.
+      trained: number of trained rows, up to P; later rows are dropped.
       length: rows of the result, ``trained`` or more.
+
+    Raises:
+      ValueError: fewer rows than the trained ones, which would move every position.
 
     >>> interpolate_table(np.array([[0.0], [2.0], [9.0]]), trained=2, length=3).tolist()
     [[0.0], [1.0], [2.0]]
@@ -118,6 +130,7 @@ def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
     Reference: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", Section 3.2, in one
     dimension.
     """
+    check_table_length(length, trained)
     table = np.asarray(table)[:trained]
     x = np.arange(length) * (len(table) - 1) / max(1, length - 1)
     low = np.floor(x).astype(int)

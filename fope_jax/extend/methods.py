@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from fope_jax.extend.coefficients import check_table_length
 from fope_jax.extend.frequencies import frequency_changes, unwrapped
 from fope_jax.position.absolute import Learned
 from fope_jax.position.base import NoPE, PositionEmbedding
@@ -149,6 +150,9 @@ def extend_position(
     positions = positions or from_length
     lengths = _Lengths(from_length, positions, made_for or positions, length)
     child = _continue(parent, target, lengths, head_dim, dict(knobs or {}))
+    before, after = unwrapped(parent), unwrapped(child)
+    if isinstance(before, Learned) and isinstance(after, Learned):
+        check_table_length(after.table_length, min(lengths.table, before.table_length))
     longest = child.limits.max_length
     if longest is not None and longest < length:
         raise ValueError(

@@ -258,6 +258,14 @@ def test_a_learned_table_is_stretched_between_its_trained_rows():
     np.testing.assert_array_equal(new["table"][[0, -1]], old["table"][[0, 31]])
 
 
+def test_a_table_of_fewer_than_the_trained_rows_is_refused():
+    with pytest.raises(ValueError, match="table_length=4: the parent has 8 trained positions, .*8"):
+        move(Learned(16), Learned(4), from_length=8)
+    table = np.arange(8.0)[:, None]
+    with pytest.raises(ValueError, match="table_length=7"):
+        interpolate_table(table, trained=8, length=7)
+
+
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_a_table_of_the_same_length_keeps_its_bits(length):
     table = np.random.default_rng(0).normal(size=(length, 3)).astype(np.float32)

@@ -301,6 +301,12 @@ def test_every_pair_of_methods_is_decided():
         (Learned(512), "same", {}, "table_length=512: the learned table ends before length=1024"),
         (Learned(512), "learned", {"table_length": 700}, "table_length=700: .* ends before length"),
         (
+            SlidingWindow(Learned(2048), 8),
+            "learned",
+            {"table_length": 256, "length": 128, "allow_shorter": True},
+            "table_length=256: the parent has 512 trained positions, .*; expected 512 or more",
+        ),
+        (
             RoPE(scaling=(YaRN(8.0, 512),)),
             "pi",
             {},

@@ -34,7 +34,7 @@ def check_random_positions(
     if limits.max_length is not None and limits.max_length < train.position_range:
         raise ValueError(
             f"{key}: {name} is defined for positions below {limits.max_length}; draw from at most "
-            "so many, or give the method a longer limit (learned: table_length)"
+            "so many, or give the method a longer limit (learned: table_length, xpos: scale_base)"
         )
     problem = "its frequencies follow the length of a row" if limits.follows_length else None
     for layer in layers:

@@ -19,6 +19,7 @@ from fope_jax.position.mixing import Wrapper
 from fope_jax.position.registry import METHODS, SCALINGS, name_of, required_knobs
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import ClipFloor, Scaling
+from fope_jax.position.xpos import XPos
 
 SAME, INNER = "same", "inner"
 ALIASES = {"pi": "position_interpolation", "clip": "clip_floor"}
@@ -153,12 +154,7 @@ def extend_position(
     before, after = unwrapped(parent), unwrapped(child)
     if isinstance(before, Learned) and isinstance(after, Learned):
         check_table_length(after.table_length, min(lengths.table, before.table_length))
-    longest = child.limits.max_length
-    if longest is not None and longest < length:
-        raise ValueError(
-            f"table_length={longest}: the learned table ends before length={length}; "
-            f"method 'learned' without the knob interpolates it to {length} positions"
-        )
+    _check_limit(child, length)
     may_change = allow_shorter or length > from_length or target == "drope"
     if not may_change and not _is_identity(parent, child, head_dim):
         raise ValueError(
@@ -168,6 +164,29 @@ def extend_position(
             "--allow-shorter, or --no-train to measure it without training"
         )
     return child
+
+
+def _check_limit(child: PositionEmbedding, length: int) -> None:
+    """Raises ValueError, with the knob that moves the limit, for more tokens than it holds."""
+    longest, method = child.limits.max_length, unwrapped(child)
+    if longest is None or length <= longest:
+        return
+    if isinstance(method, Learned):
+        raise ValueError(
+            f"table_length={longest}: the learned table ends before length={length}; "
+            f"method 'learned' without the knob interpolates it to {length} positions"
+        )
+    if isinstance(method, XPos):
+        enough = math.ceil(method.scale_base * length / longest)
+        raise ValueError(
+            f"scale_base={method.scale_base:g}: float32 holds xPos to {longest} tokens, which end "
+            f"before length={length}; a slower decay, --config.position.scale_base={enough} or "
+            "more, moves the end and changes what the model learned"
+        )
+    raise ValueError(
+        f"length={length}: {name_of(child)} is defined for at most {longest} tokens; accepted: a "
+        "length up to there"
+    )
 
 
 class _Lengths(NamedTuple):

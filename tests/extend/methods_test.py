@@ -301,6 +301,18 @@ def test_every_pair_of_methods_is_decided():
         (Learned(512), "same", {}, "table_length=512: the learned table ends before length=1024"),
         (Learned(512), "learned", {"table_length": 700}, "table_length=700: .* ends before length"),
         (
+            XPos(scale_base=8.0),
+            "same",
+            {},
+            "scale_base=8: float32 holds xPos to 408 tokens, .* length=1024; .*base=21 or more",
+        ),
+        (
+            ByLayer((XPos(scale_base=8.0), NoPE())),
+            "same",
+            {},
+            "length=1024: by_layer is defined for at most 408 tokens",
+        ),
+        (
             SlidingWindow(Learned(2048), 8),
             "learned",
             {"table_length": 256, "length": 128, "allow_shorter": True},
@@ -317,6 +329,13 @@ def test_every_pair_of_methods_is_decided():
 def test_mistakes_are_named(parent, target, arguments, message):
     with pytest.raises(ValueError, match=message):
         go_on(parent, target, **arguments)
+
+
+def test_the_knob_that_an_error_asks_for_is_enough():
+    with pytest.raises(ValueError, match="scale_base=21"):
+        go_on(XPos(scale_base=8.0), "xpos")
+    child = go_on(XPos(scale_base=8.0), "xpos", scale_base=21.0)
+    assert child.limits.max_length >= 1024 > XPos(scale_base=20.0).limits.max_length
 
 
 @pytest.mark.parametrize("target", ["pi", "ntk", "yarn", "llama3", "same", "rope"])

@@ -43,8 +43,7 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         count, asked = answers.shape[-1], 0 if questions is None else questions.shape[2]
-        # The cache needs room for one token, even if nothing is read after one-token answers.
-        room = asked + max(1, count - 1)
+        room = asked + answer_room(count)
         hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), room)
         unembedding = model.unembedding_matrix()
 
@@ -82,6 +81,11 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
         jitted = jax.jit(answer)
         return lambda *batch: jitted(params, constants, *batch)
     return partial(by_rows(answer, mesh), params, constants)
+
+
+def answer_room(count: int) -> int:
+    """Tokens after a prompt that the cache has room for, to read answers of ``count`` tokens."""
+    return max(1, count - 1)  # a cache has room for one, even if nothing is read after one token
 
 
 def by_rows(function: Callable[..., Any], mesh: Mesh, static: Sequence[str] = ()) -> Callable:

@@ -28,7 +28,13 @@ from fope_jax.evaluate.protocols import (
     Protocol,
     protocol_names,
 )
-from fope_jax.evaluate.retrieval import ContextTooShortError, TrialGrid, check_trials, score_task
+from fope_jax.evaluate.retrieval import (
+    ContextTooLongError,
+    ContextTooShortError,
+    TrialGrid,
+    check_trials,
+    score_task,
+)
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Progress, Scorer, at_random_positions
 from fope_jax.evaluate.windows import TooShortError, Windows, allowed_contexts, context_lengths
@@ -202,7 +208,7 @@ def _fit(plan: Planned) -> tuple[Protocol | None, str]:
             protocol = plan.make(contexts)
         except ValueError as error:
             may_drop = plan.is_flexible and len(contexts) > 1
-            if may_drop and isinstance(error, TooShortError):
+            if may_drop and isinstance(error, (TooShortError, ContextTooLongError)):
                 contexts.pop()
             elif may_drop and isinstance(error, ContextTooShortError):
                 contexts.pop(0)
@@ -219,7 +225,8 @@ def _fit(plan: Planned) -> tuple[Protocol | None, str]:
 
 def _is_of_settings(error: ValueError, plan: Planned) -> bool:
     """Whether a stated setting is at fault, and not the data."""
-    is_of_length = isinstance(error, (TooShortError, ContextTooShortError))
+    unfit = (TooShortError, ContextTooShortError, ContextTooLongError)
+    is_of_length = isinstance(error, unfit)
     return isinstance(error, ConfigError) or (is_of_length and not plan.is_flexible)
 
 
@@ -310,7 +317,7 @@ def _trial_protocol(
         task = make_task(name, tokenizer, haystack)
     depths, trials = task.depths or settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, settings.trial_seed, bos and bos.id)
-    check_trials(task, grid)
+    check_trials(task, grid, experiment.position.limits.max_length)
     if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):
         check_haystack(cache, max(contexts))
 

@@ -25,13 +25,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
-from fope_jax.evaluate.generation import Answerer
+from fope_jax.evaluate.generation import Answerer, answer_room
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.scoring import Progress, no_progress
 
 
 class ContextTooShortError(ValueError):
     """A context has no room for a trial; longer ones may have."""
+
+
+class ContextTooLongError(ValueError):
+    """A wrong answer ends beyond the position embedding; in a shorter context it may not."""
 
 
 class TrialGrid(NamedTuple):
@@ -74,18 +78,31 @@ class TrialGrid(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_trials(task: Task, grid: TrialGrid) -> None:
-    """Raises ContextTooShortError, with the shortest length that fits."""
+def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
+    """Raises ContextTooShortError or ContextTooLongError, with the length that fits.
+
+    ``limit`` is the most tokens that the position embedding is defined for, None any number. All
+    candidates of a task are read in the room of the longest, which ends beyond the context where it
+    is longer than the answer.
+    """
     if grid.trials < 1:
         raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
     generators = [grid.generator(task, number) for number in range(grid.count)]
-    minimum = max(task.min_length(generator, "test") for generator in generators)
-    minimum += grid.bos is not None
+    trials = [task.lengths(generator, "test") for generator in generators]
+    minimum = max(trial.window for trial in trials) + (grid.bos is not None)
     if min(grid.contexts) < minimum:
         raise ContextTooShortError(
             f"passkey_lengths gives a context of {min(grid.contexts)} tokens, too short for "
             f"{task.name!r}, which takes at least {minimum} with this tokenizer; evaluate longer "
             "contexts or leave it out"
+        )
+    room = answer_room(max(trial.longest for trial in trials))
+    beyond, context = room - min(trial.answer for trial in trials), max(grid.contexts)
+    if limit is not None and context + beyond > limit:
+        raise ContextTooLongError(
+            f"passkey_lengths gives a context of {context} tokens, and with wrong answers of "
+            f"{task.name!r} {context + beyond} are read: the position embedding is defined for at "
+            f"most {limit}; evaluate contexts of up to {limit - beyond} or leave it out"
         )
 
 

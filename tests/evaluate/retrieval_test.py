@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, TrialLengths
 from fope_jax.data.retrieval.passkey import COMPACT, STANDARD, Passkey
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.tokenizers import BytesTokenizer
-from fope_jax.evaluate.generation import model_answerer
-from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
+from fope_jax.evaluate.generation import answer_room, model_answerer
+from fope_jax.evaluate.retrieval import ContextTooLongError, TrialGrid, check_trials, score_task
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import FoPE, RoPE, SelfExtend
@@ -83,8 +83,10 @@ class Fixed(Task):
     def __init__(self, answers, distractors):
         self.answers, self.distractors = answers, distractors
 
-    def min_length(self, rng, half):
-        return 5
+    def lengths(self, rng, half):
+        number = int(rng.integers(0, len(self.answers)))
+        longest = max(self.answers[number], *self.distractors)
+        return TrialLengths(5, self.answers[number], longest)
 
     def draw_trial(self, rng, context, depth, half):
         number = int(rng.integers(0, len(self.answers)))
@@ -165,6 +167,30 @@ def test_a_context_shorter_than_the_template_names_the_minimum():
         score(sees(9), task)
     with pytest.raises(ValueError, match="passkey_trials is 0; accepted: 1"):
         check_trials(task, SERIES._replace(trials=0))
+
+
+@pytest.mark.parametrize("name", ["common_words", "variable_tracking", "every_key", "recall"])
+def test_contexts_end_where_the_longest_wrong_answer_does(name):
+    """The longest context that is accepted is the longest whose cache is within the limit."""
+    task, rooms = make_task(name, BYTES), []
+    depths = task.depths or (0.5,)
+
+    def answerer(prompts, answers, questions=None):
+        asked = 0 if questions is None else questions.shape[2]
+        rooms.append(prompts.shape[1] + asked + answer_room(answers.shape[-1]))
+        shape = answers.shape[:1] if questions is None else answers.shape[:2]
+        return np.zeros((*shape, answers.shape[-1]), np.int32), np.ones(answers.shape)
+
+    grid = TrialGrid(contexts=(1300,), depths=depths, trials=4, seed=5)
+    score(answerer, task, grid)
+    check_trials(task, grid, limit=max(rooms))
+    if max(rooms) > 1300:
+        told = f"of 1300 tokens, .*'{name}' {max(rooms)} are read: .* at most 1300; .* up to"
+        with pytest.raises(ContextTooLongError, match=f"{told} {2600 - max(rooms)} or"):
+            check_trials(task, grid, limit=1300)
+    else:
+        check_trials(task, grid, limit=1300)
+    assert (max(rooms) > 1300) == (name == "common_words")
 
 
 def finds_keys(window, calls):

@@ -431,6 +431,26 @@ def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
     assert len(scored) == 8
 
 
+def test_wrong_answers_beyond_the_learned_table_are_found_before_any_work(
+    tmp_path, cache, scored, caplog
+):
+    cache.tokenizer = BytesTokenizer()
+    learned = {"method": "learned", "table_length": 1024}
+    changes = {"retrieval_tasks": ("common_words",), "needle_haystack": "noise"}
+    at = {"model": {"vocab_size": 259}, "position": learned, "train": {"length": 64}}
+    stated = changed(**at, evaluate=changes | {"passkey_lengths": (8, 16)})
+    told = "a context of 1024 tokens, and with wrong answers of 'common_words' 10.. are read"
+    with pytest.raises(ValueError, match=told):
+        quiet(save_run(tmp_path / "stated", stated), protocols=["retrieval"])
+    assert not scored
+    usual = changed(**at, evaluate=changes | {"passkey_lengths": (1, 2, 4, 8, 16)})
+    rows = quiet(save_run(tmp_path / "unstated", usual), protocols=["retrieval"])
+    assert scored == ["retrieval (common_words)"]
+    assert {row["context"] for row in rows if row["kind"] == "retrieval"} == {256, 512}
+    assert "1,024 tokens left out: passkey_lengths gives a context of" in caplog.text
+    assert "with wrong answers of 'common_words'" in caplog.text
+
+
 def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
     workdir = save_run(tmp_path / "run", changed(evaluate={"position_windows": 0}))
     with pytest.raises(

@@ -41,6 +41,20 @@ class Trial(NamedTuple):
     question_length: int = 0
 
 
+class TrialLengths(NamedTuple):
+    """Tokens of a trial.
+
+    Attributes:
+      window: of the shortest window that fits it.
+      answer: of its answer.
+      longest: of its longest answer, right or wrong.
+    """
+
+    window: int
+    answer: int
+    longest: int
+
+
 class Task:
     """A retrieval task; all randomness comes from the generator passed in.
 
@@ -53,9 +67,13 @@ class Task:
     has_depth: ClassVar[bool] = True
     depths: ClassVar[tuple[float, ...] | None] = None
 
+    def lengths(self, rng: np.random.Generator, split: str) -> TrialLengths:
+        """Tokens of the trial that ``rng`` would draw; the same ones in every context."""
+        raise NotImplementedError
+
     def min_length(self, rng: np.random.Generator, split: str) -> int:
         """Tokens of the shortest window that fits the trial ``rng`` would draw."""
-        raise NotImplementedError
+        return self.lengths(rng, split).window
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         """A window of ``context`` tokens, answer included; ValueError if the trial does not fit.

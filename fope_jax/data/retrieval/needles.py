@@ -14,7 +14,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Trial, check_trial_fits, split_of
+from fope_jax.data.retrieval.base import (
+    NUM_DISTRACTORS,
+    Trial,
+    TrialLengths,
+    check_trial_fits,
+    split_of,
+)
 from fope_jax.data.retrieval.text_task import Pieces, TextTask, answer_tokens, draw_numbers
 
 NEEDLES = 4  # per window: keys, values, questions or variables
@@ -246,9 +252,9 @@ class CommonWords(TextTask):
         last = next(earlier)
         return pieces, earlier, next(earlier) + last
 
-    def min_length(self, rng: np.random.Generator, split: str) -> int:
+    def lengths(self, rng: np.random.Generator, split: str) -> TrialLengths:
         pieces, _, two_rounds = self._draw(rng, split)
-        return pieces.fixed + len(two_rounds)
+        return pieces.lengths._replace(window=pieces.fixed + len(two_rounds))
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         pieces, earlier, words = self._draw(rng, split)

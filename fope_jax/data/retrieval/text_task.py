@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, check_trial_fits, split_of
+from fope_jax.data.retrieval.base import (
+    NUM_DISTRACTORS,
+    Task,
+    Trial,
+    TrialLengths,
+    check_trial_fits,
+    split_of,
+)
 
 FILLER = " The sky is blue. The grass is green. The sun is yellow. There and back again."
 
@@ -116,6 +123,11 @@ class Pieces(NamedTuple):
         """Tokens of a window without haystack."""
         return sum(map(len, [self.intro, *self.needles, self.question, self.answer]))
 
+    @property
+    def lengths(self) -> TrialLengths:
+        longest = max(map(len, [self.answer, *self.distractors]))
+        return TrialLengths(self.fixed, len(self.answer), longest)
+
     def trial(self, context: Sequence[Any]) -> Trial:
         window = np.concatenate([*context, self.question, self.answer]).astype(np.int32)
         distractors = tuple(np.asarray(wrong, np.int32) for wrong in self.distractors)
@@ -153,8 +165,8 @@ class TextTask(Task):
         before = list(encode(intro)) if intro else []
         return Pieces(before, in_tokens, depths, asked, right, wrong, tuple(answer_texts))
 
-    def min_length(self, rng: np.random.Generator, split: str) -> int:
-        return self.draw_pieces(rng, split).fixed
+    def lengths(self, rng: np.random.Generator, split: str) -> TrialLengths:
+        return self.draw_pieces(rng, split).lengths
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         return self.place_pieces(self.draw_pieces(rng, split), rng, context, depth)

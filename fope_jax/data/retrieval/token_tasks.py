@@ -7,7 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, check_trial_fits, split_of
+from fope_jax.data.retrieval.base import (
+    NUM_DISTRACTORS,
+    Task,
+    Trial,
+    TrialLengths,
+    check_trial_fits,
+    split_of,
+)
 from fope_jax.data.tokenizers import Tokenizer
 
 
@@ -48,8 +55,8 @@ class Recall(Task):
         keys, values = choose_symbols(tokenizer, cls.symbols).reshape(-1, 2).T
         return cls(keys, values)
 
-    def min_length(self, rng: np.random.Generator, split: str) -> int:
-        return 4
+    def lengths(self, rng: np.random.Generator, split: str) -> TrialLengths:
+        return TrialLengths(window=4, answer=1, longest=1)
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         check_trial_fits(self.name, context, 4, depth)
@@ -113,8 +120,8 @@ class Copy(Task):
         """The symbols of `Recall`, with EOS as the mark."""
         return cls(choose_symbols(tokenizer, Recall.symbols), tokenizer.eos_id)
 
-    def min_length(self, rng: np.random.Generator, split: str) -> int:
-        return 2 * self.span + 1
+    def lengths(self, rng: np.random.Generator, split: str) -> TrialLengths:
+        return TrialLengths(window=2 * self.span + 1, answer=self.span, longest=self.span)
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         check_trial_fits(self.name, context, 2 * self.span + 1, depth)

@@ -10,6 +10,8 @@ import numpy as np
 
 from fope_jax.spelling import likely
 
+MOST_TOKENS = 2**31 - 1  # positions are int32
+
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and ``least`` or more."""
@@ -28,6 +30,15 @@ def check_whole(name: str, value: int, least: int, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name}={value!r}: {meaning}, a whole number")
     check_at_least(name, int(value), least, meaning)
+
+
+def check_tokens(name: str, value: int, meaning: str, least: int = 1) -> None:
+    """Raises ValueError unless ``value`` is a whole number from ``least`` to ``MOST_TOKENS``."""
+    check_whole(name, value, least, meaning)
+    if value > MOST_TOKENS:
+        raise ValueError(
+            f"{name}={value}: {meaning}, at most {MOST_TOKENS}, as positions are int32"
+        )
 
 
 def check_factor(factor: float) -> None:

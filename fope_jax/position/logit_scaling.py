@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import Layer, Limits, ModelShape, PositionEmbedding, has_hook
-from fope_jax.position.checks import check_at_least, check_choice
+from fope_jax.position.checks import check_choice, check_tokens
 from fope_jax.position.mixing import Wrapper
-from fope_jax.position.rotation import position_values
+from fope_jax.position.rotation import position_values, whole_positions
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
 
@@ -26,9 +26,9 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
         s(p) = ln(n) / ln(L),  n = p + 1;   1 for n <= L unless ``within``
 
-    Positions are integer tokens; L is in tokens, 2 or more, else ValueError. ``within`` scales
-    queries within L too, for models trained that way. The first token then gets 0, which changes
-    nothing because it sees one key. Returns float32 in the shape of ``positions``.
+    Positions are integer tokens; L is in tokens, a whole number of 2 or more, else ValueError.
+    ``within`` scales queries within L too, for models trained that way. The first token then gets
+    0, which changes nothing because it sees one key. Returns float32 in the shape of ``positions``.
 
     >>> log_n_scale(np.array([0, 99, 9_999]), training_length=100).round(6).tolist()
     [1.0, 1.0, 2.0]
@@ -36,7 +36,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
     Reference: Chiang and Cholak 2022, "Overcoming a Theoretical Limitation of Self-Attention",
     Section 5.3; Su 2021, "Attention's scale operation from the invariance of entropy".
     """
-    check_at_least("training_length", training_length, 2, "the trained length in tokens")
+    check_tokens("training_length", training_length, "the trained length in tokens", least=2)
     count = position_values(positions) + 1
     scale = jnp.log(count) / np.float32(math.log(training_length))
     return scale if within else jnp.maximum(scale, 1.0)
@@ -47,16 +47,20 @@ def llama4_scale(positions: Array, training_length: int) -> Array:
 
         s(p) = 1 + 0.1 ln(1 + floor((p + 1) / L))
 
-    Positions are integer tokens; L is in tokens, 1 or more, else ValueError. Returns float32 in the
-    shape of ``positions``.
+    Positions are integer tokens, else TypeError; L is in tokens, a whole number of 1 or more, else
+    ValueError. Returns float32 in the shape of ``positions``.
 
     >>> llama4_scale(np.array([0, 98, 99, 299]), training_length=100).round(4).tolist()
     [1.0, 1.0, 1.0692999362945557, 1.1385999917984009]
 
     Reference: transformers 5.24.0, Llama4TextAttention, with its published numbers.
     """
-    check_at_least("training_length", training_length, 1, "the length of a step in tokens")
-    steps = jnp.floor((position_values(positions) + 1) / np.float32(training_length))
+    check_tokens("training_length", training_length, "the length of a step in tokens")
+    positions = whole_positions(positions)
+    length = positions.dtype.type(training_length)
+    # A float32 quotient just below a whole number would put off the step by a token.
+    is_last = (positions % length == length - 1).astype(jnp.float32)
+    steps = (positions // length).astype(jnp.float32) + is_last
     return 1 + np.float32(0.1) * jnp.log1p(steps)
 
 

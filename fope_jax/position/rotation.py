@@ -30,14 +30,23 @@ def as_array(x: Array) -> Array:
 def token_positions(positions: Array) -> Array:
     """Positions as int32; wider traced values keep their last 32 bits.
 
-    Differences that fit 32 bits are still exact. Raises TypeError unless positions are integers,
-    ValueError if a known value does not fit 32 bits.
+    Differences that fit 32 bits are still exact. Raises as ``whole_positions``.
+    """
+    return whole_positions(positions).astype(jnp.int32)
+
+
+def whole_positions(positions: Array) -> Array:
+    """Positions in an integer dtype that holds them and int32's lengths; none is cut.
+
+    Raises TypeError unless positions are integers, ValueError if a known value does not fit 32
+    bits.
     """
     if not jnp.issubdtype(as_array(positions).dtype, jnp.integer):
         raise TypeError(
             f"positions have dtype {as_array(positions).dtype}: they count tokens, pass integers"
         )
-    return jnp.asarray(_checked(positions)).astype(jnp.int32)
+    positions = jnp.asarray(_checked(positions))
+    return positions if jnp.iinfo(positions.dtype).bits >= 32 else positions.astype(jnp.int32)
 
 
 def real_positions(positions: Array) -> Array:

@@ -332,6 +332,18 @@ ERRORS = {
     ),
     "form": (lambda: LogitScaling(RoPE(), form="log"), "form='log'.*'log_n', 'yarn'"),
     "log-n without a length": (lambda: LogitScaling(RoPE()), "training_length=None.*needs it"),
+    "log-n of a share of a token": (
+        lambda: LogitScaling(RoPE(), training_length=2.5),
+        "training_length=2.5: the trained length in tokens, a whole number",
+    ),
+    "Llama 4's step that is no number": (
+        lambda: LogitScaling(RoPE(), form="llama4", training_length=True),
+        "training_length=True: .*, a whole number",
+    ),
+    "Llama 4's step beyond positions": (
+        lambda: LogitScaling(RoPE(), form="llama4", training_length=2**31),
+        "training_length=2147483648: .* at most 2147483647",
+    ),
     "log-n of one token": (lambda: LogitScaling(RoPE(), training_length=1), "training_length=1"),
     "log-n with a factor": (
         lambda: LogitScaling(RoPE(), training_length=8, factor=2.0),

@@ -1,5 +1,6 @@
 """Logits under ``LogitScaling`` against NumPy, for every method inside and each form."""
 
+import functools
 import math
 
 import jax
@@ -26,6 +27,7 @@ from fope_jax.position import (
     T5Bias,
     XPos,
     YaRN,
+    llama4_scale,
 )
 from fope_jax.position.base import bias_of_heads, has_hook
 
@@ -130,6 +132,22 @@ def test_logits(name, form):
         q, k, positions=positions, segments=segments, variables=variables, **layer_arguments(layer)
     )
     np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_step_of_llama_4_comes_with_the_last_token_of_its_length():
+    """A float32 quotient is below 1 for 41 / 41 under jit, where XLA multiplies by 1 / L."""
+    positions = np.arange(3000, dtype=np.int32)
+    for length in (1, 2, 7, 41, 47, 55, 61, 82, 83, 97, 100, 2**31 - 1):
+        expected = 1 + 0.1 * np.log1p((positions + 1) // length)
+        scale = jax.jit(functools.partial(llama4_scale, training_length=length))(positions)
+        np.testing.assert_allclose(scale, expected, rtol=1e-6)
+    for far in (2**31 - 1, 2**31 - 2, 2**24 * 41 + 39):
+        expected = 1 + 0.1 * math.log1p((far + 1) // 41)
+        assert float(llama4_scale(np.array([far]), 41)[0]) == pytest.approx(expected, rel=1e-6)
+    narrow = llama4_scale(np.array([0, 99, 127], np.int8), 100)
+    np.testing.assert_array_equal(narrow, llama4_scale(np.array([0, 99, 127]), 100))
+    with pytest.raises(TypeError, match="float32: they count tokens"):
+        llama4_scale(np.zeros(1, np.float32), 100)
 
 
 def test_attention():

@@ -19,6 +19,7 @@ from fope_jax.model.layers import check_derivatives
 from fope_jax.model.masks import TokenIndex
 from fope_jax.model.scores import LOWEST, BiasFn, ScoreRules, add_bias, block_logits, dot
 from fope_jax.position.base import Layer, bias_of_heads, has_hook
+from fope_jax.position.checks import check_tokens
 from fope_jax.typing import Array
 
 ContextualFn = Callable[[Any, Array, Array], Array]
@@ -173,8 +174,8 @@ def scale_queries(q: Array, scale: Array) -> Array:
 
 def _rules(v, bias_fn, window, chunk, far_from) -> ScoreRules:
     for name, value in (("window", window), ("chunk", chunk), ("far_from", far_from)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: expected 1 token or more, or None")
+        if value is not None:
+            check_tokens(name, value, "tokens that a query looks back")
     return ScoreRules(v.shape[-1] ** -0.5, bias_fn, window, chunk, far_from)
 
 

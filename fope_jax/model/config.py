@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fope_jax.model.backends import BACKENDS
 from fope_jax.model.layers import DERIVATIVES
 from fope_jax.position.base import ModelShape
+from fope_jax.position.checks import check_above_zero, check_spread, check_tokens, check_whole
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -57,7 +58,7 @@ class TransformerConfig:
       attention_sinks: a learned logit a layer and query head that takes part in the softmax and has
         no value, so that a head may attend to nothing (gpt-oss).
       tie_embeddings: uses the transposed embedding as the unembedding.
-      norm_eps: added to the mean square in every norm.
+      norm_eps: added to the mean square in every norm, above 0.
       init_std: standard deviation of the initial matrices, before truncation.
       scan_layers: compiles one layer and scans it instead of unrolling L; the same results.
       remat: what the backward pass recomputes: "none"; "dots", all but matrix products with
@@ -102,9 +103,8 @@ class TransformerConfig:
             object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
         counts = ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim", "attention_block")
         for name in (*counts, "num_kv_heads", "head_dim"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected 1 or more")
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1, "a size of the model")
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model}: expected a multiple of num_heads={self.num_heads}, "
@@ -116,11 +116,12 @@ class TransformerConfig:
                 f"num_heads={self.num_heads}"
             )
         object.__setattr__(self, "windows", tuple(self.windows))
-        if any(window is not None and window < 1 for window in self.windows):
-            raise ValueError(f"windows={self.windows}: expected 1 token or more, or None")
-        for name in ("norm_eps", "init_std"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        for index, window in enumerate(self.windows):
+            if window is not None:
+                check_tokens(f"windows[{index}]", window, "tokens that a query sees (None for all)")
+        # Without it a row of zeros, as padding has after attention, would be 0 / 0.
+        check_above_zero("norm_eps", self.norm_eps, "what is added to the mean square")
+        check_spread("init_std", self.init_std)
         for name, accepted in _CHOICES.items():
             if getattr(self, name) not in accepted:
                 raise ValueError(

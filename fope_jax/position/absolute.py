@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,8 +16,14 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
-from fope_jax.position.checks import check_above_zero
-from fope_jax.position.rotation import angles, inverse_frequencies, position_values, token_positions
+from fope_jax.position.checks import check_finite, check_spread, check_tokens
+from fope_jax.position.rotation import (
+    angles,
+    check_theta,
+    inverse_frequencies,
+    position_values,
+    token_positions,
+)
 from fope_jax.typing import Array
 
 
@@ -63,9 +68,8 @@ class Sinusoidal(PositionEmbedding):
     amplitude: float = 0.02
 
     def __post_init__(self) -> None:
-        check_above_zero("theta", self.theta, "the base of the frequencies")
-        if not math.isfinite(self.amplitude):
-            raise ValueError(f"amplitude={self.amplitude}: it must be finite")
+        check_theta(self.theta)
+        check_finite("amplitude", self.amplitude, "the factor on the sinusoids")
 
     def check(self, shape: ModelShape) -> None:
         if shape.d_model % 2:
@@ -96,10 +100,8 @@ class Learned(PositionEmbedding):
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.table_length < 1:
-            raise ValueError(f"table_length={self.table_length}: at least one position is needed")
-        if not self.init_std >= 0:
-            raise ValueError(f"init_std={self.init_std}: a standard deviation cannot be negative")
+        check_tokens("table_length", self.table_length, "positions in the table")
+        check_spread("init_std", self.init_std)
 
     @property
     def limits(self) -> Limits:

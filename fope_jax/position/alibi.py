@@ -16,6 +16,7 @@ from fope_jax.position.base import (
     Variables,
     bias_of_heads,
 )
+from fope_jax.position.checks import check_finite
 from fope_jax.position.relative_bias.base import relative_distance
 from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
@@ -91,6 +92,8 @@ class ALiBi(PositionEmbedding):
     def __post_init__(self) -> None:
         if self.slopes is not None:  # a list would make the method unhashable
             object.__setattr__(self, "slopes", tuple(self.slopes))
+            for index, slope in enumerate(self.slopes):
+                check_finite(f"slopes[{index}]", slope, "a slope")
 
     def check(self, shape: ModelShape) -> None:
         if self.slopes is not None and len(self.slopes) != shape.num_heads:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,17 +10,19 @@ import numpy as np
 from fope_jax.spelling import likely
 
 MOST_TOKENS = 2**31 - 1  # positions are int32
+# A knob beyond the largest float32 is infinite once it is used, and one below the smallest is 0.
+_SMALLEST, _LARGEST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo("f4").max))
 
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
-    """Raises ValueError unless ``value`` is finite and ``least`` or more."""
-    if not least <= value < math.inf:
+    """Raises ValueError unless ``value`` is finite in float32 and ``least`` or more."""
+    if not least <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: {meaning} must be {least:g} or more, and finite")
 
 
 def check_above_zero(name: str, value: float, meaning: str) -> None:
-    """Raises ValueError unless ``value`` is finite and above 0."""
-    if not 0 < value < math.inf:
+    """Raises ValueError unless ``value`` is finite and above 0, both in float32."""
+    if not _SMALLEST <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: {meaning} must be above 0, and finite")
 
 
@@ -29,7 +30,8 @@ def check_whole(name: str, value: int, least: int, meaning: str) -> None:
     """Raises ValueError unless ``value`` is a whole number, ``least`` or more."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ValueError(f"{name}={value!r}: {meaning}, a whole number")
-    check_at_least(name, int(value), least, meaning)
+    if value < least:
+        raise ValueError(f"{name}={value}: {meaning} must be {least} or more")
 
 
 def check_tokens(name: str, value: int, meaning: str, least: int = 1) -> None:
@@ -48,8 +50,14 @@ def check_factor(factor: float) -> None:
 
 def check_spread(name: str, value: float) -> None:
     """Raises ValueError unless ``value`` can be a standard deviation."""
-    if not 0 <= value < math.inf:
+    if not 0 <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: a standard deviation is finite, 0 or more")
+
+
+def check_finite(name: str, value: float, meaning: str) -> None:
+    """Raises ValueError unless ``value`` is finite in float32."""
+    if not abs(value) <= _LARGEST:
+        raise ValueError(f"{name}={value}: {meaning} must be finite")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
-from fope_jax.position.checks import check_spread
+from fope_jax.position.checks import check_spread, check_whole
 from fope_jax.typing import Array
 
 
@@ -108,10 +108,7 @@ class CoPE(PositionEmbedding):
     share_heads: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_position < 2:
-            raise ValueError(
-                f"max_position={self.max_position}: positions need 2 embeddings or more"
-            )
+        check_whole("max_position", self.max_position, 2, "position embeddings")
         check_spread("init_std", self.init_std)
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:

@@ -22,7 +22,7 @@ from fope_jax.position.base import (
     select,
     with_scope,
 )
-from fope_jax.position.checks import check_at_least
+from fope_jax.position.checks import check_whole
 from fope_jax.position.relative_bias import Kerple
 from fope_jax.typing import Array
 
@@ -96,7 +96,7 @@ class DAPE(PositionEmbedding):
     mlp_width: int = 32
 
     def __post_init__(self) -> None:
-        check_at_least("mlp_width", self.mlp_width, 1, "the hidden units")
+        check_whole("mlp_width", self.mlp_width, 1, "hidden units of f")
         others = ("embed", "tables", "rotate", "contextual_bias", "running_bias", "layers")
         if (
             not isinstance(self.inner, PositionEmbedding)

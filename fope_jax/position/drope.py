@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import Layer, Limits, PositionEmbedding
-from fope_jax.position.checks import check_at_least
+from fope_jax.position.checks import check_at_least, check_tokens
 from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
 
@@ -67,10 +67,10 @@ class DroPE(PositionEmbedding):
     length: int | None = None
 
     def __post_init__(self) -> None:
-        check_at_least("training_length", self.training_length, 1, "the trained length in tokens")
+        check_tokens("training_length", self.training_length, "the trained length in tokens")
         check_at_least("coefficient", self.coefficient, 0, "the growth of the logits with ln n")
         if self.length is not None:
-            check_at_least("length", self.length, 1, "the tokens of an evaluation")
+            check_tokens("length", self.length, "the tokens of an evaluation")
 
     @property
     def limits(self) -> Limits:

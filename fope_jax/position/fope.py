@@ -12,7 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.checks import check_choice, check_spread
+from fope_jax.position.checks import (
+    check_above_zero,
+    check_choice,
+    check_finite,
+    check_spread,
+    check_whole,
+)
 from fope_jax.position.fourier import (
     SIGMA_CONVENTIONS,
     fourier_coefficients,
@@ -122,11 +128,11 @@ class FoPE(PositionEmbedding):
     scaling_order: str = "before_clip"
 
     def __post_init__(self) -> None:
-        floor_frequency(self.training_length, self.floor_ratio)
+        floor_frequency(self.training_length)
+        check_above_zero("floor_ratio", self.floor_ratio, "periods that a frequency needs")
         check_theta(self.theta)
         check_spread("sigma", self.sigma)
-        if not math.isfinite(self.zero_sine):
-            raise ValueError(f"zero_sine={self.zero_sine}: it must be finite")
+        check_finite("zero_sine", self.zero_sine, "the sine of zero-frequency pairs")
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         if self.outputs == "quarter" and (self.clip or not self.drop_zero):
@@ -143,8 +149,8 @@ class FoPE(PositionEmbedding):
                     "scaling holds ClipFloor: FoPE clips by itself and would do it twice; use "
                     "training_length and floor_ratio"
                 )
-        if self.num_frequencies is not None and self.num_frequencies < 1:
-            raise ValueError(f"num_frequencies={self.num_frequencies}: at least one is needed")
+        if self.num_frequencies is not None:
+            check_whole("num_frequencies", self.num_frequencies, 1, "frequencies that are mixed")
         if self.learnable and self.share_layers:
             raise ValueError(
                 "learnable=True, share_layers=True: each layer trains its own coefficients, so "

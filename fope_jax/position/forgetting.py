@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,7 +23,7 @@ from fope_jax.position.base import (
     select,
     with_scope,
 )
-from fope_jax.position.checks import check_spread
+from fope_jax.position.checks import check_finite, check_spread
 from fope_jax.typing import Array
 
 _ROTATION = "rotation."  # prefix of its variables
@@ -107,8 +106,7 @@ class FoX(_ForgetGates):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not math.isfinite(self.bias_init):
-            raise ValueError(f"bias_init={self.bias_init}: expected a finite number")
+        check_finite("bias_init", self.bias_init, "the start of b")
         rotation = self.rotation
         if not isinstance(rotation, PositionEmbedding):
             raise ValueError(f"rotation={rotation!r}: expected a method such as RoPE()")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_choice
+from fope_jax.position.checks import check_choice, check_spread
 from fope_jax.position.rotation import angles, as_array, check_head_dim
 from fope_jax.typing import Array
 
@@ -30,15 +30,14 @@ def coefficient_std(
 
     The paper draws from N(0, sigma). Its code passes sigma as the gain of a Xavier initialiser,
     which reads ``[N, D, d]`` as a convolution kernel with fans ``D d`` and ``N d``. Raises
-    ValueError if ``sigma`` is negative or the convention unknown.
+    ValueError if ``sigma`` is negative or not finite, or the convention unknown.
 
     >>> round(coefficient_std(0.3, 8, 16, 16), 5)
     0.02165
 
     Reference: Hua et al. 2025 (FoPE), Section 4.2 and the released code.
     """
-    if not sigma >= 0:
-        raise ValueError(f"sigma={sigma}: a standard deviation cannot be negative")
+    check_spread("sigma", sigma)
     if convention == "normal":
         return sigma
     check_choice("convention", convention, SIGMA_CONVENTIONS)

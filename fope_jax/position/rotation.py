@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from fope_jax.position.checks import check_above_zero
 from fope_jax.typing import Array
 
 _TURN = 2.0**32  # one turn in fixed point
@@ -100,9 +101,8 @@ def check_head_dim(head_dim: int) -> None:
 
 
 def check_theta(theta: float) -> None:
-    """Raises ValueError unless ``theta`` is above 0."""
-    if not theta > 0:
-        raise ValueError(f"theta={theta}: the rotary base must be above 0")
+    """Raises ValueError unless ``theta`` is finite and above 0."""
+    check_above_zero("theta", theta, "the rotary base")
 
 
 def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
@@ -111,7 +111,7 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
         w_m = theta ** (-2 m / H),  m = 0 .. H/2 - 1
 
     Returns ``[H/2]`` radians per token, falling from 1, in float64 NumPy for ``angles``. Raises
-    ValueError unless ``head_dim`` is even and positive and ``theta`` above 0.
+    ValueError unless ``head_dim`` is even and positive and ``theta`` finite and above 0.
 
     >>> inverse_frequencies(8, theta=10_000.0).round(6).tolist()
     [1.0, 0.1, 0.01, 0.001]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import Layer, Limits, PositionEmbedding, Variables, has_hook
-from fope_jax.position.checks import check_whole
+from fope_jax.position.checks import MOST_TOKENS, check_tokens, check_whole
 from fope_jax.position.mixing import Wrapper
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import token_positions
@@ -30,7 +30,7 @@ class _FarDistances(Wrapper):
     def __post_init__(self) -> None:
         if not isinstance(self.inner, PositionEmbedding):
             raise ValueError(f"inner={self.inner!r}: expected a rotation such as RoPE()")
-        check_whole("window", self.window, 1, "tokens with distances as trained")
+        check_tokens("window", self.window, "tokens with distances as trained")
         layers = self.inner.layers()
         for layer in layers:
             self._check_layer(layer)
@@ -161,7 +161,7 @@ class SelfExtend(_FarDistances):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_whole("group", self.group, 1, "tokens that share a position")
+        check_tokens("group", self.group, "tokens that share a position")
 
     def _far_method(self, method: PositionEmbedding) -> _TwoVersions:
         return _Grouped(method, method, self.window, self.group)
@@ -214,6 +214,11 @@ class ReRoPE(_FarDistances):
         if self.leak is None:
             return
         check_whole("leak", self.leak, 2, "the divisor of distances beyond the window")
+        if self.window * (self.leak - 1) > MOST_TOKENS:  # what queries are moved by
+            raise ValueError(
+                f"leak={self.leak}, window={self.window}: expected window * (leak - 1) of at most "
+                f"{MOST_TOKENS}, as positions are int32"
+            )
         for layer in self.inner.layers():
             if self._has_far_keys(layer) and not isinstance(layer.method, RoPE):
                 raise ValueError(

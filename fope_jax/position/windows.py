@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fope_jax.position.base import Layer, Limits, PositionEmbedding
-from fope_jax.position.checks import check_at_least
+from fope_jax.position.checks import check_tokens
 from fope_jax.position.mixing import Wrapper
 
 
@@ -85,9 +85,7 @@ class LocalChunks(_NearTokens):
 def _check_tokens(name: str, value: int, inner: PositionEmbedding) -> None:
     if not isinstance(inner, PositionEmbedding):
         raise ValueError(f"inner={inner!r}: expected a method such as RoPE()")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{name}={value!r}: expected a whole number of tokens")
-    check_at_least(name, value, 1, "tokens that a query sees, its own included,")
+    check_tokens(name, value, "tokens that a query sees, its own included")
     for layer in inner.layers():
         if (stated := getattr(layer, name)) is not None:
             raise ValueError(f"{name}={value}: inner has {name}={stated} already; state it once")

@@ -83,7 +83,8 @@ class XPos(PositionEmbedding):
     @property
     def limits(self) -> Limits:
         """Up to where float32 holds the fastest decay, ``zeta_0 = gamma / (1 + gamma)``."""
-        decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
+        # log((1 + gamma) / gamma) would be 0 for a large gamma, and divided by.
+        decay_per_token = math.log1p(1 / self.gamma) / self.scale_base
         longest = min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
         return Limits(max_length=longest, needs_causal_mask=True)
 

@@ -150,7 +150,7 @@ def test_the_training_length_is_stated_once(spec):
         ("model.d_model=30", r"config.model: d_model=30: expected a multiple of num_heads=4"),
         ("model.head_dim=7", r"config.position: .*7.*even"),
         ("model.windows=8,none,none,none,none", r"with windows of 5 after 5: num_layers="),
-        ("model.windows=8,0", r"windows=\(8, 0\): expected 1 token or more, or None"),
+        ("model.windows=8,0", r"windows\[1\]=0: .*\(None for all\) must be 1 or more"),
         ("data.packing=none", r"packing = 'none' is str; accepted: .*'documents', 'windows'"),
     ],
 )

@@ -404,7 +404,11 @@ def test_a_running_bias_refuses_rows_that_are_not_stored_by_position():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"windows": (4, 0)}, r"windows=\(4, 0\): expected 1 token or more, or None"),
+        ({"windows": (4, 0)}, r"windows\[1\]=0: tokens that a query sees.* must be 1 or more"),
+        ({"windows": (2.5,)}, r"windows\[0\]=2.5: .*, a whole number"),
+        ({"windows": (float("nan"),)}, r"windows\[0\]=nan: .*, a whole number"),
+        ({"windows": (True,)}, r"windows\[0\]=True: .*, a whole number"),
+        ({"windows": (2**31,)}, r"windows\[0\]=2147483648: .* at most 2147483647"),
         (
             {"windows": (4, None, None)},
             "NoPE repeats after 1 layers, with windows of 3 after 3: num_layers=4",
@@ -429,7 +433,7 @@ def test_a_window_is_stated_once():
             SlidingWindow(RoPE(), window)
     with pytest.raises(ValueError, match="inner='rope': expected a method such as RoPE"):
         SlidingWindow("rope", 5)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="chunk=2.5: expected a whole number of tokens"):
+    with pytest.raises(ValueError, match="chunk=2.5: tokens that a query sees.*, a whole number"):
         LocalChunks(RoPE(), 2.5)
 
 
@@ -446,8 +450,9 @@ def test_a_cache_that_was_made_for_smaller_windows_is_refused():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"window": 0}, "window=0: expected 1 token or more"),
-        ({"far_from": -1}, "far_from=-1: expected 1 token or more"),
+        ({"window": 0}, "window=0: tokens that a query looks back must be 1 or more"),
+        ({"window": 2**31}, "window=2147483648: .* at most 2147483647"),
+        ({"far_from": -1}, "far_from=-1: .* must be 1 or more"),
     ],
 )
 def test_numbers_of_tokens_are_checked(change, message):

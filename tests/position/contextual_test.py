@@ -306,7 +306,7 @@ def test_a_contextual_method_says_so(name):
 
 Q, LOGITS, TABLE = np.ones((2, 3, 4, 6)), np.ones((2, 4, 3, 5)), np.ones((7, 6))
 ERRORS = {
-    "one position": (lambda: CoPE(max_position=1), "max_position=1: .*2 embeddings or more"),
+    "one position": (lambda: CoPE(max_position=1), "max_position=1: .* must be 2 or more"),
     "init_std": (lambda: CoPE(init_std=-1.0), "init_std=-1.0: .*finite, 0 or more"),
     "no number": (lambda: CoPE(init_std=math.nan), "init_std=nan"),
     "axes of q": (

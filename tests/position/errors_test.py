@@ -1,11 +1,19 @@
 """Bad input: each message names the field, its value and what is accepted."""
 
+import dataclasses
+import math
+import re
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fope_jax.gallery.examples import examples
 from fope_jax.position import (
+    METHODS,
+    SCALINGS,
     AdjustedBase,
     ALiBi,
     ByLayer,
@@ -15,6 +23,7 @@ from fope_jax.position import (
     FoPE,
     Learned,
     Llama3,
+    LocalChunks,
     LogitScaling,
     LongRoPE,
     ModelShape,
@@ -23,9 +32,12 @@ from fope_jax.position import (
     PositionInterpolation,
     PRoPE,
     Proportional,
+    ReRoPE,
     RoPE,
     RotaryFrequencies,
+    SelfExtend,
     Sinusoidal,
+    SlidingWindow,
     SnapToCycles,
     XPos,
     YaRN,
@@ -70,7 +82,7 @@ ERRORS = {
         r"unknown preset 'official' of rope\. Known: none",
     ),
     "missing knob": (lambda: make("fope"), "fope needs the knob 'training_length'"),
-    "training length": (lambda: FoPE(0), "training_length=0.*above 0"),
+    "training length": (lambda: FoPE(0), "training_length=0.*1 or more"),
     "floor ratio": (lambda: clip_floor(GRID, 64, ratio=0.0), "ratio=0.0.*above 0"),
     "floor removes all": (
         lambda: FoPE(6).check(shape()),
@@ -84,7 +96,7 @@ ERRORS = {
     "endless sigma": (lambda: FoPE(64, sigma=float("inf")), "sigma=inf"),
     "no frequencies": (
         lambda: FoPE(64, frequencies_from="uniform", num_frequencies=0),
-        "num_frequencies=0: at least one",
+        "num_frequencies=0: .*1 or more",
     ),
     "shared and learnable": (
         lambda: FoPE(64, learnable=True, share_layers=True),
@@ -233,9 +245,9 @@ ERRORS = {
         lambda: RoPE(scaling=(PRoPE(0.1),)).check(shape()),
         "share=0.1: of 8 frequencies none is kept; 0.125 or more",
     ),
-    "clip length": (lambda: ClipFloor(0), "training_length=0.*above 0"),
+    "clip length": (lambda: ClipFloor(0), "training_length=0.*1 or more"),
     "clip ratio": (lambda: ClipFloor(8, ratio=-1.0), "ratio=-1.0.*above 0"),
-    "snap length": (lambda: SnapToCycles(-3), "training_length=-3.*above 0"),
+    "snap length": (lambda: SnapToCycles(-3), "training_length=-3.*1 or more"),
     "snap least": (lambda: SnapToCycles(8, least=-1), "least=-1.*0 or more"),
     "negative frequency": (
         lambda: apply_scaling(RotaryFrequencies(np.array([1.0, -0.1]), 1e4), ()),
@@ -245,6 +257,27 @@ ERRORS = {
         lambda: apply_scaling(RotaryFrequencies(np.array([np.nan]), 1e4), (PRoPE(0.5),)),
         r"inv_freq\[0\]=nan.*finite and positive",
     ),
+    "Self-Extend's group beyond positions": (
+        lambda: SelfExtend(RoPE(), window=8, group=2**31),
+        "group=2147483648: .* at most 2147483647",
+    ),
+    "a window beyond positions": (
+        lambda: SlidingWindow(RoPE(), 2**31),
+        "window=2147483648: .* at most 2147483647",
+    ),
+    "a chunk beyond positions": (
+        lambda: LocalChunks(RoPE(), 2**40),
+        "chunk=1099511627776: .* at most 2147483647",
+    ),
+    "ReRoPE's queries beyond positions": (
+        lambda: ReRoPE(RoPE(), window=2**20, leak=2**20),
+        "leak=1048576, window=1048576: .* at most 2147483647",
+    ),
+    "a slope beyond float32": (
+        lambda: ALiBi(slopes=(1.0, -1e39)),
+        r"slopes\[1\]=-1e\+39: a slope must be finite",
+    ),
+    "a base below float32": (lambda: RoPE(theta=1e-40), "theta=1e-40: .*above 0"),
     "a scaling given twice": (
         lambda: RoPE(scaling=(ClipFloor(8), ClipFloor(16))),
         "scaling gives ClipFloor twice",
@@ -375,6 +408,46 @@ def test_message(name):
     call, message = ERRORS[name]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+ONES = (1.0,) * 8
+EXAMPLES = {type(method): method for method in reversed(examples(head_dim=16).values())}
+EXAMPLES |= {
+    type(scaling): scaling
+    for scaling in (
+        PositionInterpolation(2.0),
+        NTKAware(2.0),
+        DynamicNTK(2.0, 64, length=128),
+        YaRN(2.0, 64, mscale=1.0, mscale_all_dim=0.7),
+        Llama3(2.0, 64),
+        LongRoPE(ONES, ONES, 64, 2.0, length=128),
+        Proportional(0.5, 2.0),
+        AdjustedBase(1e5),
+        ClipFloor(64),
+        SnapToCycles(64),
+        PRoPE(0.5),
+    )
+}
+
+
+def numbers():
+    """The knobs that are numbers, of every method and scaling: instance, name, type in words."""
+    for cls in (METHODS | SCALINGS).values():
+        for name, kind in typing.get_type_hints(cls).items():
+            words = set(re.findall(r"int|float|bool", str(kind)))
+            if words & {"int", "float"} and name in {f.name for f in dataclasses.fields(cls)}:
+                yield pytest.param(EXAMPLES[cls], name, words, id=f"{cls.__name__}-{name}")
+
+
+@pytest.mark.parametrize(("method", "name", "words"), list(numbers()))
+def test_a_knob_takes_no_number_that_is_none(method, name, words):
+    """NaN and infinity, and a share of a token or a truth where something is counted."""
+    now = getattr(method, name)
+    wrong = [math.nan, math.inf, -math.inf] + ([2.5, True] if "float" not in words else [])
+    for value in wrong:
+        several = (value, *(now or ())[1:]) if isinstance(now, tuple) or name == "slopes" else value
+        with pytest.raises(ValueError, match=rf"{name}\b.*{value}"):
+            dataclasses.replace(method, **{name: several})
 
 
 def test_learned_table_length_is_the_methods_limit():

@@ -155,7 +155,7 @@ def test_draws_and_names():
 ERRORS = {
     "spread": (lambda: FoX(init_std=-1.0), "init_std=-1.0"),
     "spread of cable": (lambda: Cable(init_std=math.nan), "init_std=nan"),
-    "start": (lambda: FoX(bias_init=math.inf), "bias_init=inf: expected a finite number"),
+    "start": (lambda: FoX(bias_init=math.inf), "bias_init=inf: the start of b must be finite"),
     "name": (lambda: FoX(rotation="rope"), r"rotation='rope': expected a method such as RoPE\(\)"),
     "a bias": (lambda: FoX(rotation=ALiBi()), "rotation=ALiBi: expected a method that only rot"),
     "vectors": (lambda: FoX(rotation=Learned(64)), "rotation=Learned"),

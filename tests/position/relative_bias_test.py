@@ -565,7 +565,7 @@ ERRORS = {
     "init_std": (lambda: T5Bias(init_std=-0.5), "init_std=-0.5: .*finite, 0 or more"),
     "endless init_std": (lambda: T5Bias(init_std=math.inf), "init_std=inf"),
     "form": (lambda: Kerple(form="exp"), "form='exp': expected one of 'log', 'power'"),
-    "width": (lambda: FIRE(mlp_width=0), "mlp_width=0: at least one hidden unit"),
+    "width": (lambda: FIRE(mlp_width=0), "mlp_width=0: hidden units of f must be 1 or more"),
     "c": (lambda: FIRE(init_c=0.0), "init_c=0.0: it must be above 0, and finite"),
     "length": (lambda: FIRE(init_length=math.nan), "init_length=nan: .*above 0"),
 }

@@ -56,3 +56,10 @@ def test_the_limit_is_where_float32_ends():
     beyond = method.tables({}, jnp.array([[limit, -limit]]), 32)[2]
     assert np.isnan(beyond).all()
     assert XPos(scale_base=5120.0).limits.max_length == pytest.approx(10 * limit, abs=10)
+
+
+@pytest.mark.parametrize("gamma", [0.4, 1.0, 1e9, 1e17, 3e38])
+def test_the_limit_is_where_the_fastest_decay_leaves_float32(gamma):
+    """Also where (1 + gamma) / gamma is 1 in float64: float32 then holds all positions."""
+    longest = XPos(gamma=gamma, scale_base=512.0).limits.max_length
+    assert longest == (26_156 if gamma == 0.4 else 47_274 if gamma == 1.0 else 2**31 - 1)

@@ -20,13 +20,15 @@ from fope_jax.position.base import (
     bias_of_heads,
     is_in_kernel,
 )
-from fope_jax.position.checks import check_spread
+from fope_jax.position.checks import check_spread, check_tokens, check_whole
 from fope_jax.position.relative_bias.base import draw_params, relative_distance
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
 
 def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> None:
+    check_whole("num_buckets", num_buckets, 0, "buckets of distance")
+    check_tokens("max_distance", max_distance, "the distance of the last bucket")
     least = 4 if bidirectional else 2
     if num_buckets < least or (bidirectional and num_buckets % 2):
         even = "an even number, " if bidirectional else ""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least
+from fope_jax.position.checks import check_above_zero, check_at_least, check_tokens
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.typing import Array
 
@@ -36,8 +36,8 @@ _at_least_one = functools.partial(check_at_least, least=1)
 # Knobs that several scalings share; absent or None is not checked.
 _KNOB_CHECKS = {
     "factor": (_at_least_one, "the new length over the trained one"),
-    "original_length": (_at_least_one, "the trained length in tokens"),
-    "length": (_at_least_one, "the sequence's length in tokens"),
+    "original_length": (check_tokens, "the trained length in tokens"),
+    "length": (check_tokens, "the sequence's length in tokens"),
     "theta": (check_above_zero, "the rotary base"),
     "attention_factor": (check_above_zero, "a factor on the attention"),
 }

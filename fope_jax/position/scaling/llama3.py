@@ -45,6 +45,7 @@ class Llama3(Scaling):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above_zero("low_freq_factor", self.low_freq_factor, "turns within the trained length")
+        check_above_zero("high_freq_factor", self.high_freq_factor, "turns within it")
         if not self.high_freq_factor >= self.low_freq_factor:
             raise ValueError(
                 f"low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}"

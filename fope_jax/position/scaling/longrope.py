@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least
+from fope_jax.position.checks import check_above_zero, check_tokens
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 
@@ -53,7 +53,7 @@ class LongRoPE(Scaling):
             for index, factor in enumerate(factors):
                 check_above_zero(f"{name}[{index}]", factor, "a factor on a period")
         super().__post_init__()
-        check_at_least("original_length", self.original_length, 2, "the trained length in tokens")
+        check_tokens("original_length", self.original_length, "the trained length in tokens", 2)
 
     @property
     def follows_length(self) -> bool:

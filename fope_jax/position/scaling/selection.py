@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least
+from fope_jax.position.checks import check_above_zero, check_tokens, check_whole
 from fope_jax.position.rotation import as_array
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 from fope_jax.typing import Array
@@ -20,14 +20,14 @@ def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
 
         w_l = ratio * 2 pi / L
 
-    Raises ValueError unless ``training_length`` and ``ratio`` are above 0.
+    Raises ValueError unless ``training_length`` is a whole number and both are above 0.
 
     >>> round(floor_frequency(512), 6)
     0.012272
 
     Reference: Hua et al. 2025 (FoPE), Section 4.2.
     """
-    check_above_zero("training_length", training_length, "it counts tokens and")
+    check_tokens("training_length", training_length, "the trained length in tokens")
     check_above_zero("ratio", ratio, "the share of a full turn")
     return ratio * 2.0 * math.pi / training_length
 
@@ -38,7 +38,7 @@ def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Arr
         w_m -> 0  where  w_m < ratio * 2 pi / L
 
     ``inv_freq`` is ``[F]`` radians per token, NumPy or JAX; the result has the same type. Raises
-    ValueError unless ``training_length`` and ``ratio`` are above 0.
+    as ``floor_frequency``.
 
     >>> clip_floor(np.array([1.0, 0.1, 0.01]), training_length=100).tolist()
     [1.0, 0.1, 0.0]
@@ -102,7 +102,7 @@ class SnapToCycles(Scaling):
 
     def __post_init__(self) -> None:
         floor_frequency(self.training_length)
-        check_at_least("least", self.least, 0, "turns of the slowest frequency")
+        check_whole("least", self.least, 0, "turns of the slowest frequency")
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
         inv_freq, numpy = rotary.inv_freq, _numpy(rotary.inv_freq)

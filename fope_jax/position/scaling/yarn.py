@@ -67,10 +67,12 @@ class YaRN(Scaling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.beta_fast >= self.beta_slow > 0:
+        for name in ("beta_fast", "beta_slow"):
+            check_above_zero(name, getattr(self, name), "turns within the trained length")
+        if not self.beta_fast >= self.beta_slow:
             raise ValueError(
                 f"beta_fast={self.beta_fast}, beta_slow={self.beta_slow}: expected "
-                "beta_fast >= beta_slow > 0"
+                "beta_fast >= beta_slow"
             )
         if (self.mscale is None) != (self.mscale_all_dim is None):
             raise ValueError(

@@ -41,10 +41,28 @@ def check_random_positions(
         problem = problem or _counts_tokens(layer)
     if problem:
         raise ValueError(f"{key}: {name} does not go with random positions: {problem}")
-    if not any(has_hook(x.method, hook) for x in layers for hook in ("embed", "tables", "bias")):
+    if not _reads_positions(position, model.shape):
         raise ValueError(f"{key}: {name} reads no positions, so that drawing them changes nothing")
     if train.position_draw == "float":
         _check_floats(position, model.shape)
+
+
+def _reads_positions(position: PositionEmbedding, shape: ModelShape) -> bool:
+    """Whether any hook takes positions; tables around methods that do not (FoX) are empty."""
+    methods = [layer.method for layer in position.layers()]
+    if any(has_hook(method, hook) for method in methods for hook in ("embed", "bias")):
+        return True
+
+    def all_tables(owned: PositionVariables, positions: jax.Array) -> list:
+        variables = owned.at_layer(0)
+        return [
+            layer.method.tables(layer.select(variables), positions, shape.head_dim)
+            for layer in position.layers()
+        ]
+
+    owned = jax.eval_shape(lambda: position.init(jax.random.key(0), shape))
+    tables = jax.eval_shape(all_tables, owned, jax.ShapeDtypeStruct((1, 2), jnp.int32))
+    return bool(jax.tree.leaves(tables))
 
 
 def _counts_tokens(layer: Layer) -> str | None:

@@ -29,6 +29,7 @@ from fope_jax.interop.layer_positions import from_layer_positions, layer_positio
 from fope_jax.interop.rope_parameters import flag, integer, number
 from fope_jax.model.config import TransformerConfig
 from fope_jax.position import DynamicNTK, FoPE, PositionEmbedding, from_spec, name_of, to_spec
+from fope_jax.position.checks import MOST_TOKENS
 
 TRAINING_LENGTH = "training_length"  # key of an export, if it is not ``max_position_embeddings``
 WINDOWS = "windows"  # key of an export, if the model has any
@@ -88,13 +89,13 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
     if problems:
         raise ValueError("\n  ".join(problems))
     has_windows = any(layer.window is not None for layer in layers)
-    length = integer(MAX_POSITIONS, given[MAX_POSITIONS])
+    length = _size(MAX_POSITIONS, given[MAX_POSITIONS])
     return ImportedConfig(
         config,
         position,
         {key: value for key, value in values.items() if is_kept(key, family, has_windows)},
         exported and exported["fingerprint"],
-        integer(TRAINING_LENGTH, exported.get(TRAINING_LENGTH, length)) if exported else length,
+        _size(TRAINING_LENGTH, exported.get(TRAINING_LENGTH, length)) if exported else length,
     )
 
 
@@ -114,16 +115,22 @@ def _family_name(values: Mapping[str, Any]) -> str:
     return name
 
 
+def _size(key: str, value: Any, most: int = MOST_TOKENS) -> int:
+    """``value``; ValueError unless it is a whole number from 1 to ``most``."""
+    if not 1 <= integer(key, value) <= most:
+        raise ValueError(f"{key!r} is {value!r:.80}: expected 1 to {most:,}")
+    return int(value)
+
+
 def _model_config(given: Mapping[str, Any], family: Family) -> TransformerConfig:
     for key in (*SIZES, MAX_POSITIONS):
         if key not in given:
             raise ValueError(f"{key!r} is missing: Hugging Face takes a default of the model")
     sizes: dict[str, Any] = {}
     for key, field in SIZES.items():
-        most = _MOST_LAYERS if field == "num_layers" else 2**31 - 1
-        if given[key] is not None and not 1 <= integer(key, given[key]) <= most:
-            raise ValueError(f"{key!r} is {given[key]!r:.80}: expected 1 to {most:,}")
-        sizes[field] = given[key] if given[key] is None else integer(key, given[key])
+        most = _MOST_LAYERS if field == "num_layers" else MOST_TOKENS
+        sizes[field] = None if given[key] is None else _size(key, given[key], most)
+    _size(MAX_POSITIONS, given[MAX_POSITIONS])
     config = TransformerConfig(
         **sizes,
         norm=family.norm,

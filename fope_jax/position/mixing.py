@@ -206,10 +206,10 @@ class ByShare(_Mixture):
     def dims(self, head_dim: int) -> list[int]:
         """The number of dimensions of each method; ValueError if a share is not a whole number."""
         dims = [share * head_dim for share in self.shares]
-        if any(abs(dim - round(dim)) > 1e-6 for dim in dims):
+        if any(abs(dim - round(dim)) > 1e-6 or round(dim) < 1 for dim in dims):
             raise ValueError(
-                f"shares={self.shares}: {[float(f'{d:g}') for d in dims]} of head_dim={head_dim} "
-                "dimensions; expected whole numbers"
+                f"shares={self.shares}: {[float(f'{d:.10g}') for d in dims]} of "
+                f"head_dim={head_dim} dimensions; expected whole numbers, 1 or more"
             )
         return [round(dim) for dim in dims]
 

@@ -93,7 +93,7 @@ class PoPE(PositionEmbedding):
         dims = self.partial_rotary_factor * head_dim
         if abs(dims - round(dims)) > 1e-6 or round(dims) < 1:
             raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor}: {dims:g} of "
+                f"partial_rotary_factor={self.partial_rotary_factor}: {dims:.10g} of "
                 f"head_dim={head_dim} dimensions would be polar; expected a whole number"
             )
         return round(dims)

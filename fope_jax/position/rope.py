@@ -74,7 +74,7 @@ class RoPE(PositionEmbedding):
         dims = self.partial_rotary_factor * head_dim
         if abs(dims - round(dims)) > 1e-6 or round(dims) % 2 or round(dims) < 2:
             raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor}: {dims:g} of "
+                f"partial_rotary_factor={self.partial_rotary_factor}: {dims:.10g} of "
                 f"head_dim={head_dim} dimensions would rotate; expected an even number"
             )
         return round(dims)

@@ -29,6 +29,7 @@ from fope_jax.position import (
     ModelShape,
     NoPE,
     NTKAware,
+    PoPE,
     PositionInterpolation,
     PRoPE,
     Proportional,
@@ -299,6 +300,22 @@ ERRORS = {
     "partial rotary of odd size": (
         lambda: RoPE(partial_rotary_factor=0.3).check(shape()),
         "partial_rotary_factor=0.3: 4.8 of head_dim=16.*even number",
+    ),
+    "partial rotary of nearly a whole number": (
+        lambda: RoPE(partial_rotary_factor=0.999999).check(shape()),
+        "partial_rotary_factor=0.999999: 15.999984 of head_dim=16",
+    ),
+    "polar dimensions of nearly a whole number": (
+        lambda: PoPE(partial_rotary_factor=0.999999).check(shape()),
+        "partial_rotary_factor=0.999999: 15.999984 of head_dim=16",
+    ),
+    "shares of nearly whole numbers": (
+        lambda: ByShare((RoPE(), NoPE()), (0.5000003, 0.4999997)).check(shape()),
+        r"\[8.0000048, 7.9999952\] of head_dim=16",
+    ),
+    "share of no dimension": (
+        lambda: ByShare((NoPE(), RoPE()), (1e-300, 1.0)).check(shape()),
+        r"shares=\(1e-300, 1.0\): .* 1 or more",
     ),
     "trained and following": (
         lambda: RoPE(learnable=True, scaling=(DynamicNTK(2.0, 8),)),

@@ -119,6 +119,15 @@ METHODS = {
     ),
     "nope": ({"method": "nope"}, "NoPE reads no positions, so that drawing them changes nothing"),
     "cope": ({"method": "cope"}, "CoPE reads no positions"),
+    "fox": ({"method": "fox"}, "FoX reads no positions"),
+    "shares": (
+        {
+            "method": "by_share",
+            "methods": [{"method": "nope"}, {"method": "nope"}],
+            "shares": [0.5, 0.5],
+        },
+        "ByShare reads no positions",
+    ),
 }
 
 
@@ -143,6 +152,8 @@ def test_fractions_are_refused_where_positions_are_an_index(runs, method):
         {"method": "learned", "table_length": 64},
         {"method": "logit_scaling", "form": "yarn", "factor": 4.0, "inner": {"method": "rope"}},
         {"method": "by_layer", "methods": [{"method": "rope"}]},
+        {"method": "fox", "rotation": {"method": "rope"}},
+        {"method": "fope", "learnable": True},
     ],
 )
 def test_methods_that_go_with_it(runs, method):

@@ -218,7 +218,8 @@ class Run:
           The continuation alone: a text for a text, ids for ids.
 
         Raises:
-          ValueError: as `logits`, a temperature below 0, or no room for ``max_new_tokens``.
+          ValueError: as `logits`, a temperature below 0, a seed that is not 0 to 2**32 - 1, or no
+            room for ``max_new_tokens``.
           NonFiniteError: logits are not finite.
         """
         if not 0 <= temperature < float("inf"):

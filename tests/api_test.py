@@ -197,6 +197,8 @@ def test_a_text_is_continued_by_a_text(run):
         (lambda run: run.generate([[1], [2]]), "a prompt of 2 rows"),
         (lambda run: run.generate("a", 0), "0 new tokens"),
         (lambda run: run.generate("a", temperature=-1), "temperature = -1; accepted: 0 or more"),
+        (lambda run: run.generate("a", seed=-1), "seed = -1; accepted: 0 to 4294967295"),
+        (lambda run: run.generate("a", seed=2**32), "seed = 4294967296; accepted: 0 to 429"),
         (lambda run: run.rows("x"), "has rows of: .*train"),
         (lambda run: fj.evaluate(run, num_windos=3), r"no field 'num_windos' \(nearest: num_win"),
         (lambda run: fj.train(CONFIG, run.workdir, steps=3), r"'steps'.*\(nearest: train_steps\)"),

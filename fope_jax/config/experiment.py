@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from fope_jax import position as positions
 from fope_jax.config.evaluate import EvaluateConfig
-from fope_jax.config.fields import ConfigError, convert, field_types, nearest
+from fope_jax.config.fields import ConfigError, check_seed, convert, field_types, nearest
 from fope_jax.config.random_positions import check_random_positions
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
@@ -29,7 +29,7 @@ class Experiment:
 
     Attributes:
       name: the run's variant in rows and reports; seeds of one variant share it.
-      seed: of initial weights, position coefficients and the order of the data.
+      seed: of initial weights, position coefficients and the order of the data; 0 to 2**32 - 1.
     """
 
     name: str
@@ -40,6 +40,9 @@ class Experiment:
     train: TrainConfig
     evaluate: EvaluateConfig
     mesh: MeshConfig = MeshConfig()
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
 
 
 SECTIONS = {
@@ -136,9 +139,9 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
                 "evaluate.random_positions = True, train.position_range = None: the range of a run "
                 "is what it was trained with; accepted: False"
             )
+        return Experiment(**top, **sections, position=position)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
-    return Experiment(**top, **sections, position=position)
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:

@@ -98,6 +98,14 @@ def check_value(name: str, value: Any, is_accepted: bool, accepted: str) -> None
         raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
 
 
+def check_seed(name: str, value: int) -> None:
+    """Raises ValueError for a seed that a random key does not hold.
+
+    A key has 32 bits of it: 2**32 would draw as 0 does, and -1 as 2**32 - 1.
+    """
+    check_value(name, value, 0 <= value < 2**32, f"0 to {2**32 - 1}")
+
+
 def check_fields(config: Any, *rules: tuple[str, Callable[[Any], bool], str]) -> None:
     """Raises ValueError for the first field of a dataclass that breaks a rule or its ``Literal``.
 

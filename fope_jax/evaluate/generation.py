@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fope_jax.config.fields import check_seed
 from fope_jax.evaluate.restore import NonFiniteError
 from fope_jax.model.decode import KVCache, forward_cached, greedy_decode, prefill, sample_decode
 from fope_jax.model.losses import token_nats
@@ -118,7 +119,7 @@ def model_sampler(model: Transformer) -> Sampler:
       ``(prompt, count, *, stop=None, temperature=0.0, seed=0) -> tokens``: at most ``count`` tokens
       after ``prompt``, up to and without ``stop``. For the arguments see ``sample_decode``. It
       raises ValueError where prompt and count are longer than the position embedding is defined
-      for, and NonFiniteError where logits are not finite.
+      for and for a seed that is not 0 to 2**32 - 1, and NonFiniteError where logits are not finite.
     """
     graphdef, *arrays = split(model)
     limit = model.position.limits.max_length
@@ -137,6 +138,7 @@ def model_sampler(model: Transformer) -> Sampler:
         seed: int = 0,
     ) -> list[int]:
         check_sample_length(model, len(prompt), count)
+        check_seed("seed", seed)
         room = padded_length(count, None if limit is None else limit - len(prompt))
         size = padded_length(len(prompt), None if limit is None else limit - room)
         window = pad_left([prompt], size, 0)

@@ -86,6 +86,11 @@ class EvaluateConfig:
             ("batch_tokens", lambda n: n >= 1, "1 or more"),
             ("scored_tokens stride", lambda n: n is None or n >= 1, "1 or more, or None"),
             ("passkey_depths", lambda xs: all(0 <= x <= 1 for x in xs), "each 0 <= value <= 1"),
+            (
+                "passkey_depths passkey_templates retrieval_tasks",
+                lambda values: len(set(values)) == len(values),
+                "each once",
+            ),
             ("retrieval_tasks", lambda names: set(names) <= set(tasks), f"some of {tasks}"),
             (
                 "add_bos_token",

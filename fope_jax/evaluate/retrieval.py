@@ -79,7 +79,8 @@ class TrialGrid(NamedTuple):
 
 
 def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
-    """Raises ContextTooShortError or ContextTooLongError, with the length that fits.
+    """Raises ContextTooShortError or ContextTooLongError, with the length that fits; ValueError for
+    no trials, and for a depth or a context that is given twice.
 
     ``limit`` is the most tokens that the position embedding is defined for, None any number. All
     candidates of a task are read in the room of the longest, which ends beyond the context where it
@@ -87,6 +88,10 @@ def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
     """
     if grid.trials < 1:
         raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
+    # Rows are kept by depth: one of two equal ones would lose its trials.
+    for name, values in (("passkey_depths", grid.depths), ("passkey_lengths", grid.contexts)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} gives {', '.join(map(str, values))}; accepted: each once")
     generators = [grid.generator(task, number) for number in range(grid.count)]
     trials = [task.lengths(generator, "test") for generator in generators]
     minimum = max(trial.window for trial in trials) + (grid.bos is not None)

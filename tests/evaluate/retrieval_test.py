@@ -167,6 +167,10 @@ def test_a_context_shorter_than_the_template_names_the_minimum():
         score(sees(9), task)
     with pytest.raises(ValueError, match="passkey_trials is 0; accepted: 1"):
         check_trials(task, SERIES._replace(trials=0))
+    with pytest.raises(ValueError, match="passkey_depths gives 0.5, 0.5; accepted: each once"):
+        score(sees(9), series=SERIES._replace(depths=(0.5, 0.5)))
+    with pytest.raises(ValueError, match="passkey_lengths gives 200, 200; accepted: each once"):
+        score(sees(9), series=SERIES._replace(contexts=(200, 200)))
 
 
 @pytest.mark.parametrize("name", ["common_words", "variable_tracking", "every_key", "recall"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.config.fields import check_value
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
@@ -52,8 +53,9 @@ def load_text_model(
 
     Raises:
       NonFiniteError: weights are not finite.
-      ValueError: ``max_length`` exceeds the limit of the position embedding, the tokenizer has more
-        tokens than the model, or the BOS token is unknown.
+      ValueError: ``max_length`` or ``batch_tokens`` is no whole number of 1 or more,
+        ``max_length`` exceeds the limit of the position embedding, the tokenizer has more tokens
+        than the model, or the BOS token is unknown.
     """
     experiment, model, step, _ = load_run(workdir, step)
     text = plan_text_model(
@@ -97,6 +99,10 @@ def plan_text_model(
 
     Defaults and errors are those of ``load_text_model``.
     """
+    for name, value in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+        if value is not None:
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            check_value(name, value, is_whole and value >= 1, "an integer of 1 or more, or None")
     limit = experiment.position.limits.max_length
     if limit is not None and max_length is not None and max_length > limit:
         raise ValueError(
@@ -113,8 +119,9 @@ def plan_text_model(
             "add_bos_token = True: evaluate.bos_token of the run is None, so that there is no token"
             " to add"
         )
-    tokens = batch_tokens or settings.batch_tokens
-    return TextModelPlan(tokenizer, max_length or limit, tokens, bos, add_bos)
+    tokens = settings.batch_tokens if batch_tokens is None else batch_tokens
+    longest = limit if max_length is None else max_length
+    return TextModelPlan(tokenizer, longest, tokens, bos, add_bos)
 
 
 def harness_model(workdir: str | Path, step: int | None = None, **settings: Any) -> Any:

@@ -277,6 +277,33 @@ def test_batches_hold_no_more_tokens_than_allowed():
     assert all(rows * length <= 64 for rows, length in shapes)
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"max_length": 0}, "max_length = 0; accepted: an integer of 1 or more, or None"),
+        ({"max_length": -8}, "max_length = -8; accepted"),
+        ({"max_length": True}, "max_length = True; accepted"),
+        ({"batch_tokens": 0}, "batch_tokens = 0; accepted: an integer of 1 or more, or None"),
+        ({"batch_tokens": 2.5}, "batch_tokens = 2.5; accepted"),
+        ({"max_length": 65}, "max_length = 65: Learned is defined for at most 64"),
+    ],
+)
+def test_settings_that_cannot_be_are_named_before_any_work(runs, monkeypatch, settings, told):
+    monkeypatch.setattr(harness, "load_run_tokenizer", lambda *_: pytest.fail("read a tokenizer"))
+    learned = runs.experiment(method={"method": "learned", "table_length": 64})
+    with pytest.raises(ValueError, match=told):
+        harness.plan_text_model("runs/none", learned, **settings)
+
+
+def test_settings_have_the_runs_where_they_are_left_out(runs, monkeypatch):
+    monkeypatch.setattr(harness, "load_run_tokenizer", lambda *_: BYTES)
+    learned = runs.experiment(method={"method": "learned", "table_length": 64})
+    plan = harness.plan_text_model("runs/none", learned)
+    assert (plan.max_length, plan.batch_tokens) == (64, learned.evaluate.batch_tokens)
+    plan = harness.plan_text_model("runs/none", learned, max_length=1, batch_tokens=1)
+    assert (plan.max_length, plan.batch_tokens) == (1, 1)
+
+
 def test_generation_ends_at_a_stop_or_the_end_of_a_document(caplog):
     assert model().generate("ab", ["f", "h", ""], 20) == "cde"
     assert model().generate("ab", [], 3) == "cde"

@@ -5,13 +5,15 @@ cache stores the positions of its keys, for masks, biases and rotations. A layer
 tokens keeps the keys of w tokens, in slots that it fills over and over.
 
 Keys are stored after the rotation. If frequencies depend on the sequence length
-(``Limits.follows_length``), keys are stored before it and rotated again for every piece. Keys of
-deeper layers still come from activations at a shorter length. So decoding then equals the uncached
-forward pass only within the original length, and for a prompt that is read as one piece.
+(``Limits.follows_length``), keys are stored before it and rotated again for every piece, with its
+queries, for the length that the row has reached. Keys of deeper layers still come from activations
+at a shorter length. So decoding then equals the uncached forward pass only within the original
+length, and for a prompt that is read as one piece.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -150,11 +152,14 @@ def forward_cached(
             kept = _slot_index(before, slots, start)
             new = TokenIndex(positions, segments)
             keys_index.append(jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), kept, new))
-    # Keys of such a method are rotated again, for the length reached so far.
-    k_tables = [
-        model.layer_tables(i, index.positions) if layer.method.limits.follows_length else None
-        for i, (layer, index) in enumerate(zip(pattern, keys_index, strict=True))
-    ]
+    # Where frequencies follow the length, keys are rotated again, and queries with them: for the
+    # length that the row has reached, whatever of it this piece or a window holds.
+    k_tables: list[Any] = [None] * len(pattern)
+    reached = [jnp.max(x, axis=1, keepdims=True) for x in (cache.positions, positions)]
+    for i, layer in enumerate(pattern):
+        if layer.method.limits.follows_length:
+            tables_at = partial(_tables_of_row, model, i, jnp.maximum(*reached))
+            tables[i], k_tables[i] = tables_at(positions), tables_at(keys_index[i].positions)
 
     def run_layer(index, number, weights, trained, constants, stack, x):
         layer, trained, constants = model.layer_position(index, trained, constants)
@@ -223,6 +228,12 @@ def forward_cached(
     # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
     return hidden, cache._replace(layers=layers, filled=filled) if keep else before
+
+
+def _tables_of_row(model: Transformer, index: int, farthest: Array, positions: Array) -> Any:
+    """Tables of layer ``index`` at ``positions [B, T]`` of rows that reach ``farthest [B, 1]``."""
+    tables = model.layer_tables(index, jnp.concatenate([farthest, positions], axis=1))
+    return jax.tree.map(lambda x: x[:, 1:], tables)
 
 
 def _check_slots(cache: KVCache, pattern: tuple[Layer, ...]) -> None:

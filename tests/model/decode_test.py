@@ -133,6 +133,27 @@ def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(labe
     assert np.abs(cached[:, -1] - whole[:, -1]).max() > 1e-2
 
 
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("window", [None, 3])
+def test_queries_and_keys_of_a_packed_row_turn_at_one_length(window, keep):
+    """The second document is shorter than the first, which gives the length of the row; a window
+    keeps nothing of the first."""
+    position = FOLLOWING["by_layer"].methods[0]
+    position = position if window is None else SlidingWindow(position, window)
+    model, tokens = new_model(position, num_layers=1), batch(1, 24)
+    positions = np.concatenate([np.arange(16), np.arange(8)])[None].astype(np.int32)
+    rows = (tokens, positions, np.repeat([[1, 2]], [16, 8], axis=1).astype(np.int32))
+
+    @jax.jit
+    def read(model, *rows):
+        cache = init_cache(model, 1, 24)
+        _, cache = forward_cached(model, cache, *(x[:, :20] for x in rows))
+        last, _ = forward_cached(model, cache, *(x[:, 20:] for x in rows), keep=keep)
+        return last, model.hidden(*rows)[:, 20:]
+
+    np.testing.assert_allclose(*read(model, *rows), rtol=1e-4, atol=1e-4)
+
+
 def hidden_of(model, tokens):
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     return model.hidden(tokens, positions, jnp.ones_like(positions))

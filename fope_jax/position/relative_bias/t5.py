@@ -27,12 +27,10 @@ from fope_jax.typing import Array
 
 
 def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> None:
-    check_whole("num_buckets", num_buckets, 0, "buckets of distance")
+    check_whole("num_buckets", num_buckets, 2, "buckets of distance")
     check_tokens("max_distance", max_distance, "the distance of the last bucket")
-    least = 4 if bidirectional else 2
-    if num_buckets < least or (bidirectional and num_buckets % 2):
-        even = "an even number, " if bidirectional else ""
-        raise ValueError(f"num_buckets={num_buckets}: expected {even}{least} or more")
+    if bidirectional and (num_buckets < 4 or num_buckets % 2):
+        raise ValueError(f"num_buckets={num_buckets}: expected an even number, 4 or more")
     exact = num_buckets // (4 if bidirectional else 2)
     if max_distance <= exact:
         raise ValueError(

@@ -24,6 +24,7 @@ def scores(*arguments):
     return printed
 
 
+@pytest.mark.slow
 def test_windows_score_the_same_on_a_mesh():
     """Rows and tokens that no axis divides."""
     assert len(scores("first")["windows"]) == 1

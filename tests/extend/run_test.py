@@ -29,6 +29,7 @@ def rows(workdir):
 # ---------------------------------------------------------------------------- what holds exactly
 
 
+@pytest.mark.slow
 def test_going_on_unchanged_with_the_optimizer_is_the_parents_own_training(
     rope, runs, tmp_path, caplog
 ):

@@ -164,6 +164,7 @@ def test_too_few_runs_have_no_correlation():
     assert math.isnan(correlate([1.0] * 5, np.arange(5.0), list("abcde")).pearson)
 
 
+@pytest.mark.slow
 def test_the_report_has_a_section_where_runs_have_spectra(runs, tmp_path):
     page = write_report(runs, tmp_path / "with").read_text()
     assert "<h2>Spectra and length generalization</h2>" in page

@@ -79,7 +79,7 @@ def test_a_spike_is_beyond_the_factor_of_the_mean_once_there_is_one():
     assert [x.tobytes() for x in again] == [np.asarray(x).tobytes() for x in state]
 
 
-@pytest.mark.fast("5.0")
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [None, 5.0])
 def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(runs, factor):
     plain = runs.experiment()

@@ -202,11 +202,13 @@ def sweep(arguments: argparse.Namespace) -> None:
     check_output(workdir / "report", "the report")
     if arguments.results:
         check_output(arguments.results, "the rows of the runs")
-    run_sweep(planned, workdir, jobs=arguments.jobs)
+
+    def keep(name: str) -> None:
+        if arguments.results:
+            write_results(read_run(workdir / name), arguments.results / f"{name}.jsonl")
+
+    run_sweep(planned, workdir, jobs=arguments.jobs, keep=keep)
     runs = [read_run(workdir / run.name) for run in planned]
-    if arguments.results:
-        for run in runs:
-            write_results(run, arguments.results / f"{run.path.name}.jsonl")
     page = _page_of_sweep(workdir, [run.path for run in runs])
     print(f"\n{verdict(runs).text() or text_tables(runs)}\n\nreport in {page}")
 

@@ -46,6 +46,7 @@ def run_sweep(
     *,
     jobs: int = 1,
     say: Callable[[str], None] = tqdm.write,
+    keep: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Trains and evaluates every run that is not done yet, each in ``workdir / name``.
 
@@ -57,6 +58,7 @@ def run_sweep(
       workdir: directory of the sweep, with a log ``name.log`` for each run.
       jobs: runs at once; each gets an equal share of the cores.
       say: called with a line for each run that ends.
+      keep: called with the name of each run that is done, before or now, as soon as it is.
 
     Raises:
       ConfigError: a directory holds another run.
@@ -64,6 +66,8 @@ def run_sweep(
     """
     shares = core_shares(jobs)
     done = {run.name for run in planned if _is_done(run, workdir)}
+    for name in sorted(done):
+        keep(name)
     if done:
         say(f"{len(done)} of {len(planned)} runs are done and kept")
     waiting = [run for run in planned if run.name not in done]
@@ -88,6 +92,7 @@ def run_sweep(
                 shares.append(cores)
                 if (error := future.exception()) is None:
                     done.add(run.name)
+                    keep(run.name)
                     progress.end(run, future.result())
                 else:
                     progress.fail(run)

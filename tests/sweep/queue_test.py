@@ -71,6 +71,17 @@ def sweep(workdir, runs=RUNS, **arguments):
     return said
 
 
+def test_what_is_done_is_kept_though_another_run_fails(tmp_path, calls):
+    (tmp_path / "fail-train-a").touch()
+    kept = []
+    with pytest.raises(SweepError, match="2 of 3 runs have failed"):
+        sweep(tmp_path, keep=kept.append)
+    assert kept == ["c"]
+    (tmp_path / "fail-train-a").unlink()
+    sweep(tmp_path, keep=kept.append)
+    assert kept == ["c", "c", "a", "b"]
+
+
 def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     workdir = tmp_path / "sweep"
     what_comes, *done = sweep(workdir)

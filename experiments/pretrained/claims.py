@@ -368,7 +368,7 @@ CLAIMS = (
     ),
     Claim(
         "neighbouring stretches of RoPE's curve differ by {} to {} nats within its length",
-        lambda: neighbours_differ(),
+        neighbours_differ,
     ),
 )
 

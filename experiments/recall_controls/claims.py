@@ -24,10 +24,9 @@ def right(name: str, *contexts: int) -> BySeed:
     return accuracy(ROWS, VARIANTS[name], contexts, task="recall")
 
 
-def apart(one: str, other: str, *contexts: int) -> BySeed:
-    """Points by which ``one`` answers more than ``other``; over all lengths beyond L without."""
-    contexts = contexts or BEYOND
-    return minus(right(one, *contexts), right(other, *contexts))
+def apart(one: str, other: str) -> BySeed:
+    """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
+    return minus(right(one, *BEYOND), right(other, *BEYOND))
 
 
 def percents(context: int, *names: str) -> list[float]:
@@ -56,6 +55,7 @@ def trials() -> int:
 
 
 CLAIMS = (
+    Claim("Percent of {} trials a seed and length", lambda: [trials()]),
     Claim(
         "**The floor does it.** The floor alone answers {}% at twice L where RoPE answers {}%, "
         "and over all lengths beyond L {} ± {} points more.",
@@ -115,7 +115,6 @@ PAGE = Page(
     ),
     exempt={
         "settings": [
-            "Percent of 200 trials",
             "* it leaves out 0",
             "just leaves out 0",
             "three seeds of the tournament had RoPE at 8%",

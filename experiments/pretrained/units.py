@@ -40,7 +40,7 @@ FLOORS = {
 }
 MAIN = ("rope", "yarn", "clip", "fope")
 WELL_KNOWN = (*MAIN, "ntk", "self_extend")
-FAR_METHODS = ("rope", "yarn")
+FAR_METHODS = ("yarn", "rope", "ntk", "self_extend", "fope")
 
 TRAINED_AT = 2048
 UPDATES = 32  # of one window each
@@ -141,15 +141,15 @@ def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
         keys([one], ["noise"], MAIN),
         *(training(method, 0) for method in second),
         keys([two], ["noise"], WELL_KNOWN),
-        losses([one], METHODS),
+        losses([one, more], METHODS),
         *(before_training(method) for method in second),
         [Unit("heads", "yarn", "corpus", two)],
-        keys([two], ["corpus"], MAIN),
         losses([LONGEST], FAR_METHODS),
+        losses([two], WELL_KNOWN, text="news"),
+        keys([two], ["corpus"], MAIN),
         # ---------------------------------------------------- about five hours of two cores to here
         losses([two, one], METHODS, text="news"),
         keys([two, one], ["noise", "corpus"], METHODS),
-        losses([more], METHODS),
         *(training(method, seed) for seed in range(seeds) for method in TRAININGS),
         *(before_training(method) for method in TRAININGS),
         keys([more], ["noise", "corpus"], METHODS),

@@ -1,10 +1,11 @@
 """What SmolLM2-135M does beyond its 8,192 tokens, and what a short training buys.
 
-    python -m experiments.pretrained run --windows 1    what is not done yet, unit by unit
-    python -m experiments.pretrained list --windows 1   what is done, what is to come, and the hours
-                                                    of two cores up to there
-    python -m experiments.pretrained tables             of the rows that are there
-    python -m experiments.pretrained figures            into experiments/pretrained/figures
+    python -m experiments.pretrained run        what is not done yet, unit by unit: about five hours
+                                                of two cores; with --all, --windows, --seeds more
+    python -m experiments.pretrained list       what is done, what is to come, and the hours of two
+                                                cores up to there
+    python -m experiments.pretrained tables     of the rows that are there
+    python -m experiments.pretrained figures    into experiments/pretrained/figures
 
 The model is the run that `fope data download smollm2`, `fope import` and `fope data build` made,
 see README.md. Rows are kept in experiments/pretrained/results; a unit whose row is there is not
@@ -25,7 +26,14 @@ from experiments.pretrained.heads import measure_heads
 from experiments.pretrained.measure import Text, measure_keys, measure_loss
 from experiments.pretrained.tables import Results, all_tables
 from experiments.pretrained.trainings import train_child, training_row
-from experiments.pretrained.units import Unit, all_units, core_seconds, variant_text
+from experiments.pretrained.units import (
+    PLACES,
+    Unit,
+    all_units,
+    core_seconds,
+    main_units,
+    variant_text,
+)
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.metrics import read_rows, replace_rows
 from fope_jax.evaluate.restore import load_run, read_experiment
@@ -116,9 +124,27 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["run", "list", "tables", "figures"])
     parser.add_argument("--run", type=Path, default=Path("runs/pretrained/smollm2"))
-    parser.add_argument("--windows", type=int, default=1, help="of each text, at most 6 (1)")
-    parser.add_argument("--seeds", type=int, default=1, help="of the short trainings (1)")
+    parser.add_argument("--all", action="store_true", help="also what stands after the five hours")
+    parser.add_argument(
+        "--windows",
+        type=int,
+        default=1,
+        choices=range(1, PLACES + 1),
+        metavar=f"1..{PLACES}",
+        help="of each text; more than 1 asks for --all (1)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        choices=range(1, 100),
+        metavar="N",
+        help="of the short trainings; more than 1 asks for --all (1)",
+    )
     arguments = parser.parse_args()
+    is_more = max(arguments.windows, arguments.seeds) > 1
+    if is_more and not arguments.all:
+        parser.error("--windows and --seeds beyond 1 take many hours more; give --all with them")
     if arguments.command == "tables":
         print(all_tables(Results(RESULTS)))
         return
@@ -126,13 +152,15 @@ def main() -> None:
         for path in write_figures(Results(RESULTS), RESULTS.parent / "figures"):
             print(path)
         return
-    units = all_units(arguments.windows, arguments.seeds)
+    units = all_units(arguments.windows, arguments.seeds) if arguments.all else main_units()
     if arguments.command == "list":
         hours = 0.0
         for unit in units:
             hours += core_seconds(unit) / 7200
             print(f"{'done' if is_done(unit, RESULTS) else '-':5} {hours:5.2f} h ", *unit)
         return
+    if not (arguments.run / "config.json").exists():
+        parser.error(f"--run {arguments.run} is no run; `fope import` makes it, see README.md")
     untrained = [unit for unit in units if not unit.updates]
     texts = {variant_text(unit.method, unit.context) for unit in untrained}
     make_variants(arguments.run, None, sorted(texts))  # a variant that is refused, before any work

@@ -2,7 +2,7 @@
 
 Tables need no claim. They are recognised by their header: those that `python -m
 experiments.pretrained tables` prints, whole or with fewer columns or rows, and the two formats of
-``stretch_cells`` and ``key_cells``. A row's method is named as in units.py, or as in ``NAMES``,
+``stretch_cells`` and ``key_cells``. A row's method is named as in units.py, or as in its ``NAMES``,
 with ", trained" after a short training. A passage of prose with numbers of rows is a `Claim` of
 ``CLAIMS``.
 """
@@ -18,26 +18,9 @@ from experiments.check.claims import Claim, Expected, Page, Table, TableText
 from experiments.check.compare import find_tables
 from experiments.check.rows import EXPERIMENTS
 from experiments.pretrained.tables import Results, all_tables, found_interval, loss_by_position
-from experiments.pretrained.units import FLOORS, LENGTH, METHODS, TRAININGS, UPDATES
+from experiments.pretrained.units import FLOORS, LENGTH, METHODS, NAMES, TRAININGS, UPDATES
 
 STRETCH = 2048  # tokens
-NAMES = {
-    "RoPE": "rope",
-    "YaRN": "yarn",
-    "NTK": "ntk",
-    "PI": "pi",
-    "Llama 3": "llama3",
-    "dynamic NTK": "dynamic_ntk",
-    "Self-Extend": "self_extend",
-    "ReRoPE": "rerope",
-    "log-length scaling": "log_n",
-    "DroPE": "drope",
-    "FoPE, floor of 8,192": "fope",
-    "floor of 8,192 alone": "clip",
-    "FoPE, floor of 2,048": "fope-2048",
-    "floor of 2,048 alone": "clip-2048",
-    "FoPE as released, floor of 2,048": "fope-official-2048",
-}
 TRAINED = ", trained"
 
 
@@ -55,7 +38,7 @@ def method_of(label: str) -> str:
     label = label.removesuffix(TRAINED)
     method = NAMES.get(label, label)
     if method not in (METHODS | FLOORS | TRAININGS):
-        raise ValueError(f"{label!r} names no method; add it to NAMES of {__name__}")
+        raise ValueError(f"{label!r} names no method; add it to NAMES of units.py")
     return method
 
 

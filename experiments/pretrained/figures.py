@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pretrained.claims import NAMES
 from experiments.pretrained.tables import Results, loss_by_position
-from experiments.pretrained.units import LENGTH, METHODS, TRAINED_AT, TRAININGS
+from experiments.pretrained.units import LENGTH, METHODS, NAMES, TRAINED_AT, TRAININGS
 from fope_jax.report.plots import legend_below, mark_length, new_figure
 from fope_jax.report.styles import method_styles
 
@@ -36,11 +35,14 @@ def loss_figure(results: Results) -> Any:
         for m in METHODS
     }
     styles = method_styles(METHODS)
+    labels = {method: label for label, method in NAMES.items()}
     handles = {}
     for method, of_method in rows.items():
         if of_method:
             values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
-            (handles[method],) = axes.plot(_positions(values), values, **styles[method]._asdict())
+            (handles[labels[method]],) = axes.plot(
+                _positions(values), values, **styles[method]._asdict()
+            )
     mark_length(axes, LENGTH)
     _token_axis(axes)
     axes.set_xlabel("position of the token in the window (tokens)")

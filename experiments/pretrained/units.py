@@ -38,9 +38,27 @@ FLOORS = {
     "clip-4096": "clip:training_length=4096",
     "fope-4096": "fope:training_length=4096",
 }
+# As tables and figures call them.
+NAMES = {
+    "RoPE": "rope",
+    "YaRN": "yarn",
+    "NTK": "ntk",
+    "PI": "pi",
+    "Llama 3": "llama3",
+    "dynamic NTK": "dynamic_ntk",
+    "Self-Extend": "self_extend",
+    "ReRoPE": "rerope",
+    "log-length scaling": "log_n",
+    "DroPE": "drope",
+    "FoPE, floor of 8,192": "fope",
+    "floor of 8,192 alone": "clip",
+    "FoPE, floor of 2,048": "fope-2048",
+    "floor of 2,048 alone": "clip-2048",
+    "FoPE as released, floor of 2,048": "fope-official-2048",
+}
 MAIN = ("rope", "yarn", "clip", "fope")
 WELL_KNOWN = (*MAIN, "ntk", "self_extend")
-FAR_METHODS = ("yarn", "rope", "ntk", "self_extend", "fope")
+FAR_METHODS = ("yarn", "rope", "ntk", "fope")
 
 TRAINED_AT = 2048
 UPDATES = 32  # of one window each
@@ -125,11 +143,11 @@ def before_training(method: str) -> Iterator[Unit]:
     yield from losses((2 * LENGTH,), [method])
 
 
-def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
-    """Every unit once, what says most first."""
+def main_units() -> list[Unit]:
+    """About five hours of two cores: every unit once, what says most first."""
     one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
     main, second = list(TRAININGS)[:4], list(TRAININGS)[4:6]
-    rounds: list[Iterable[Unit]] = [
+    return _once(
         losses([two], MAIN),
         keys([one], ["noise"], ["rope"]),
         keys([two], ["noise"], ["rope", "yarn"]),
@@ -145,9 +163,16 @@ def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
         *(before_training(method) for method in second),
         [Unit("heads", "yarn", "corpus", two)],
         losses([LONGEST], FAR_METHODS),
-        losses([two], WELL_KNOWN, text="news"),
-        keys([two], ["corpus"], MAIN),
-        # ---------------------------------------------------- about five hours of two cores to here
+        losses([two], [*MAIN, "ntk"], text="news"),
+        keys([two], ["corpus"], ["rope", "yarn"]),
+    )
+
+
+def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
+    """``main_units``, then the rest of what can be asked, in more windows and with more seeds."""
+    one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
+    rounds: list[Iterable[Unit]] = [
+        main_units(),
         losses([two, one], METHODS, text="news"),
         keys([two, one], ["noise", "corpus"], METHODS),
         *(training(method, seed) for seed in range(seeds) for method in TRAININGS),
@@ -158,6 +183,10 @@ def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
     for window in range(1, windows):
         rounds.append(losses([two, one], METHODS, window=window))
         rounds.append(keys([two, one], ["noise", "corpus"], METHODS, window=window))
+    return _once(*rounds)
+
+
+def _once(*rounds: Iterable[Unit]) -> list[Unit]:
     return list(dict.fromkeys(itertools.chain.from_iterable(rounds)))
 
 

@@ -19,6 +19,27 @@ def test_every_unit_is_listed_once_and_after_the_training_it_needs():
     # What one window gives comes first, and stays what it is where more are asked for.
     first = [unit for unit in listed if unit.window == 0 and unit.seed == 0]
     assert first == all_units()
+    main = units.main_units()
+    assert listed[: len(main)] == main
+    assert 4.5 < sum(map(units.core_seconds, main)) / 7200 < 5.6  # hours of two cores
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--windows", "0"], "--windows: invalid choice: 0"),
+        (["list", "--windows", "7"], "--windows: invalid choice: 7"),
+        (["list", "--seeds", "2"], "give --all"),
+        (["run", "--run", "nowhere"], "--run nowhere is no run"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_work(
+    arguments, message, monkeypatch, capsys
+):
+    monkeypatch.setattr("sys.argv", ["experiments.pretrained", *arguments])
+    with pytest.raises(SystemExit):
+        program.main()
+    assert message in capsys.readouterr().err
 
 
 def model_of(unit):

@@ -282,8 +282,9 @@ ask_hosts() {
   fi
   hosts_command "$2"$'\necho '"$DONE" "${@:3}"
   question "$1" "${command[@]}" || code=$?
-  done_by=$(grep -c "^$DONE\$" <<<"$answer" || true)
-  answer=$(grep -v "^$DONE\$" <<<"$answer" || true)
+  # At the end of a line, not on one of its own: what a host prints may end without a newline.
+  done_by=$(grep -c --text "$DONE\$" <<<"$answer" || true)
+  answer=$(sed "/^$DONE\$/d; s/$DONE\$//" <<<"$answer")
   if ((code == 0 && done_by != expected)); then
     # The last exception of a thread of gcloud, as in "SSHKeyNotInAgent: SSH Key is not present ..."
     complaint=$(grep -E '^[A-Za-z_.]+: ' <<<"$errors" | grep -v '^WARNING' | tail -n 1 || true)

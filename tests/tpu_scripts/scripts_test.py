@@ -74,6 +74,7 @@ def test_help_is_the_comment_at_the_top(name):
         ("create", [*PLACE, "--accelerator=v4-8", "--data-disk=d"], "accepted: source=projects/"),
         ("create", [*PLACE, "--accelerator=v4-8", "--startup-script=no"], "'no' is no file"),
         ("launch", PLACE, "nothing to run"),
+        ("logs", [*PLACE, "--node", "x"], "--node 'x'; accepted: 0 or more, or all"),
         ("launch", [*PLACE, "--env", "A=1 B=2", *RUN], "has two variables; give --env once"),
         ("launch", [*PLACE, "--env", "A", *RUN], "--env 'A'; accepted: NAME=VALUE"),
         ("jobset", ["--name", "x", "--image", "i", *RUN], "--slice is missing"),
@@ -873,6 +874,36 @@ def test_a_host_that_has_not_done_it_is_a_failure(gcloud, name, arguments, fault
     assert result.returncode in (1, 2, 3), result.stderr
     assert message in result.stdout + result.stderr
     assert json.loads(gcloud.world.read_text())["state"] == "ACTIVE"
+
+
+def test_logs_are_saved_whole_or_named_as_missing(gcloud, tmp_path):
+    """The progress bar of a run that goes on leaves its line without an end."""
+    homes = make_hosts(tmp_path / "hosts")
+    log = homes[0] / "fope" / "run.log"
+    log.parent.mkdir()
+    gcloud.has()
+    log.write_text("begins\nFOPE done is no line of ours\n\r 50%|█████     | 5/10")
+    gcloud.world.write_text(
+        json.dumps(json.loads(gcloud.world.read_text()) | {"hosts": str(tmp_path / "hosts")})
+    )
+    saved = tmp_path / "logs" / "0-0.log"
+
+    def save(*options):
+        words = ["--save", str(saved.parent), *options]
+        return run("logs", *PLACE, *words, **gcloud.environment())
+
+    result = save()
+    assert result.returncode == 1 and f"1 of 2 logs are in {saved.parent}" in result.stdout
+    assert "slice 0, worker 1: " in result.stderr and "run.log" in result.stderr
+    assert saved.read_bytes() == log.read_bytes() + b"\n"
+    saved.unlink()
+    assert save("--worker", "1").returncode == 1 and not saved.exists()
+    assert save("--node=0", "--worker=0").returncode == 0 and saved.exists()
+    result = save("--node", "3")
+    assert result.returncode == 2 and "no host --node 3 --worker all of 2" in result.stderr
+    for options, wanted in (["--node=1"], ("1", "all")), ([], ("all", "all")):
+        ((_, _, flags),) = gcloud_commands("logs", *PLACE, "--save=x", *options)
+        assert (*flags["node"], *flags["worker"]) == wanted
 
 
 # ---------------------------------------------------------------------------- local.sh

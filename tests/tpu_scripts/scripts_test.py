@@ -54,6 +54,12 @@ def test_there_is_no_other_script():
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
+def test_scripts_can_be_called_by_their_name(name):
+    """As the documentation calls them, ``tpu_scripts/NAME.sh``."""
+    assert os.access(SCRIPTS / f"{name}.sh", os.X_OK)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_help_is_the_comment_at_the_top(name):
     result = run(name, "--help")
     assert result.returncode == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import os
 import socket
 import time
@@ -16,6 +17,11 @@ from fope_jax.extras import require
 
 SUPPORTED_PATHS = "a path of this machine, or gs://BUCKET/PATH"
 BUCKET_SCHEME = "gs://"
+# Else epath reads buckets through TensorFlow if that is installed, which takes seconds and memory,
+# and raises errors of its own. It decides at its first path of any kind, as when JAX keeps a
+# compiled program: later is too late.
+if importlib.util.find_spec("gcsfs"):
+    os.environ.setdefault("EPATH_USE_TF", "0")
 _ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as unreachable
 
 
@@ -93,8 +99,6 @@ def gcs_file_system() -> Any:
 
 def _import_fsspec() -> Any:
     require("gcsfs", "buckets")
-    # Else epath imports TensorFlow if installed, which takes seconds and memory.
-    os.environ.setdefault("EPATH_USE_TF", "0")
     fsspec: Any = require("fsspec", "buckets")
     # TensorStore and other processes write too: a cached listing would miss their objects.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

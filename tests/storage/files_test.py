@@ -1,7 +1,9 @@
 """Files on disk and the paths that a user may give; buckets themselves are in buckets_test.py."""
 
 import json
+import os
 import resource
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,6 +37,18 @@ def test_a_bucket_without_its_package_names_the_pip_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ImportError, match=r"pip install '\.\[buckets\]'"):
         as_path("gs://bucket/run")
+
+
+def test_tensorflow_reads_no_bucket_although_epath_was_used_before(tmp_path):
+    """epath decides at its first path, as when JAX keeps a program of a run on disk."""
+    (tmp_path / "tensorflow.py").write_text("raise AssertionError('TensorFlow was imported')")
+    program = "from fope_jax.storage.paths import as_path; from etils import epath\n"
+    program += "epath.Path('x').exists(); print(as_path('gs://bucket/x')._backend.__class__)"
+    environment = {name: value for name, value in os.environ.items() if name != "EPATH_USE_TF"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "FileSystemSpec" in done.stdout, done.stderr
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import distributions
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -203,15 +205,23 @@ def provenance() -> dict[str, Any]:
 def package_commit(root: Path) -> str | None:
     """The commit of the package below ``root``; None if nothing tells.
 
-    Where git does not, as on TPU hosts and in images, that of the file COMMIT, which
-    `tpu_scripts/install.sh` packs with a checkout.
+    Where ``root`` is no checkout, as on TPU hosts and in images, that of the file COMMIT, which
+    `tpu_scripts/install.sh` packs, or that from which pip installed (PEP 610).
     """
-    packed = root / "COMMIT"
-    if not packed.is_file():
-        return git_commit(root)
     # Without .git here, git would answer for a repository around this directory.
     commit = git_commit(root) if (root / ".git").exists() else None
-    return commit or packed.read_text().strip().removeprefix("unknown") or None
+    packed = root / "COMMIT"
+    if commit is None and packed.is_file():
+        commit = packed.read_text().strip().removeprefix("unknown")
+    return commit or _installed_commit(root)
+
+
+def _installed_commit(root: Path) -> str | None:
+    """The commit of a package that pip installed into ``root`` from a repository."""
+    for package in distributions(name="fope-jax", path=[str(root)]):
+        origin = json.loads(package.read_text("direct_url.json") or "{}")
+        return origin.get("vcs_info", {}).get("commit_id")
+    return None
 
 
 def git_commit(directory: Path) -> str | None:

@@ -312,6 +312,22 @@ def test_the_commit_is_known_in_a_checkout_only(tmp_path):
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
 
 
+def test_an_installed_package_names_the_commit_that_pip_records(tmp_path):
+    """And not that of a repository around it, as where a project keeps its .venv."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-qm", "x"]
+    subprocess.run(["git", "-C", tmp_path, *commit], check=True)
+    root = tmp_path / "site-packages"
+    metadata = root / "fope_jax-0.1.0.dist-info"
+    metadata.mkdir(parents=True)
+    assert git_commit(root) is not None and package_commit(root) is None
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fope-jax\nVersion: 0.1.0\n")
+    assert package_commit(root) is None
+    for origin, found in (({"dir_info": {}}, None), ({"vcs_info": {"commit_id": "12ab"}}, "12ab")):
+        (metadata / "direct_url.json").write_text(json.dumps({"url": "https://host/x"} | origin))
+        assert package_commit(root) == found
+
+
 def test_a_packed_checkout_names_its_commit_by_a_file(tmp_path):
     assert package_commit(tmp_path) is None
     for text, commit in (("12ab-dirty\n", "12ab-dirty"), ("unknown\n", None)):

@@ -116,7 +116,8 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
     """Goes on with that run, and then damages what it left."""
     config, run = str(scratch / "config.py"), f"{bucket}/runs/x"
     found: dict[str, Any] = {"rows_of_the_killed": rows(run)}
-    found["resumed"] = succeed("train", "--config", config, "--workdir", run)
+    moved = f"--config.data.train_files=('{bucket}/elsewhere/*.txt',)"  # the cache stays
+    found["resumed"] = succeed("train", "--config", config, "--workdir", run, moved)
     found["train"] = rows(run)
     found["files"] = list(list_file_sizes(as_path(run)))
 

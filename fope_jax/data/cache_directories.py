@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -179,13 +180,19 @@ def _pointer(base: Path) -> Path:
 def _find_fingerprint(base: Path, fingerprint: str) -> tuple[Path, StoredManifest | None]:
     """A cache of that fingerprint, whatever configuration it was built for; None: there is none."""
     expected = content_directory(base, fingerprint)
-    others = [] if is_in_bucket(base) else base.parent.glob(f"*-{fingerprint[:_DIGITS]}")
-    for directory in (expected, base, *sorted(others)):
+    for directory in itertools.chain((expected, base), _named_by(base.parent, fingerprint)):
         with contextlib.suppress(CacheError):
             manifest = load_manifest(directory)
             if manifest and manifest.fields["fingerprint"] == fingerprint:
                 return directory, manifest
     return expected, None
+
+
+def _named_by(parent: Path, fingerprint: str) -> Iterator[Path]:
+    """The directories that are named by that fingerprint, in a bucket by one listing."""
+    end = f"-{fingerprint[:_DIGITS]}"
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # no cache was built there
+        yield from sorted(path for path in parent.iterdir() if path.name.endswith(end))
 
 
 def _built_beside(base: Path) -> Iterator[Path]:

@@ -253,6 +253,7 @@ CHANGES = {
     "train.grace_seconds": (60.0, True),
     "train.on_save_error": ("continue", True),
     "data.cache_dir": ("{moved}", True),
+    "data.train_files": (("{moved}/*.txt",), True),
 }
 # Refused, with both values: what decides the numbers.
 REFUSED = {

@@ -25,8 +25,11 @@ values=(source python)
 parse "$@"
 require name zone source
 
+files=(pyproject.toml setup.py README.md LICENSE constraints.txt fope_jax configs experiments)
+
 if [[ ! -d $source ]]; then
-  on_hosts installing "$(on_host install python="$python" package="$source" sum=)"
+  on_hosts installing "$(on_host install python="$python" package="$source" sum= \
+    files="${files[*]} COMMIT")"
   exit
 fi
 
@@ -48,9 +51,10 @@ packed=$(mktemp -d)
 trap 'rm -rf "$packed"' EXIT
 archive=$packed/fope-source.tar.gz sum=SHA256
 write_commit "$packed"
-run tar -czf "$archive" --exclude=__pycache__ -C "$source" pyproject.toml setup.py README.md \
-  LICENSE constraints.txt fope_jax configs experiments -C "$packed" COMMIT
+run tar -czf "$archive" --exclude=__pycache__ -C "$source" "${files[@]}" \
+  -C "$packed" COMMIT
 [[ $dry_run ]] || sum=$(sha256sum "$archive" | cut -d ' ' -f 1)
 mapfile -t place < <(reach all all)
 run gcloud compute tpus queued-resources scp "$archive" "$name:" "${place[@]}"
-on_hosts installing "$(on_host install python="$python" package= sum="$sum")"
+on_hosts installing "$(on_host install python="$python" package= sum="$sum" \
+  files="${files[*]} COMMIT")"

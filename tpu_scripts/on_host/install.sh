@@ -1,6 +1,7 @@
-# shellcheck shell=bash disable=SC2154 # python, package and sum are set before
+# shellcheck shell=bash disable=SC2154 # python, package, sum and files are set before
 # Makes ~/fope/venv with Python 3.11 or newer, and installs the package (`package`) or the archive
-# whose sha256 is `sum`. Images of TPU hosts have Python 3.10 or older, often without venv.
+# whose sha256 is `sum`, in place of the files of an archive before it (`files`). Images of TPU hosts
+# have Python 3.10 or older, often without venv.
 
 is_new() { # is_new COMMAND
   "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -43,11 +44,14 @@ if ! is_new venv/bin/python; then
   make_venv
 fi
 venv/bin/pip install --quiet --upgrade pip
+# A token cache that a run has put beside the code stays.
+for one in $files; do rm -rf "source/$one"; done
 if [ -n "$package" ]; then
   venv/bin/pip install --quiet "$package"
+  # Another commit has the same version, for which pip keeps what is there.
+  venv/bin/pip install --quiet --force-reinstall --no-deps "$package"
 else
-  rm -rf source
-  mkdir source
+  mkdir -p source
   tar -xzf ~/fope-source.tar.gz -C source
   (
     cd source || exit
@@ -55,5 +59,6 @@ else
   )
 fi
 venv/bin/fope methods >/dev/null
-commit=$(cat source/COMMIT 2>/dev/null || echo unknown)
-echo "$(hostname): $(venv/bin/python --version), commit $commit"
+commit=$(cat source/COMMIT 2>/dev/null || sed -n 's/.*"commit_id": *"\([^"]*\)".*/\1/p' \
+  venv/lib/python3*/site-packages/fope_jax-*.dist-info/direct_url.json 2>/dev/null || true)
+echo "$(hostname): $(venv/bin/python --version), commit ${commit:-unknown}"

@@ -48,7 +48,7 @@ fi
 require slice image service_account
 for key in slices grace max_restarts; do count "$key"; done
 check_env
-((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
+check_command
 [[ $name =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
   fail "--name '$name'; accepted: up to 40 lower-case letters, digits and -, a letter first"
 

@@ -31,15 +31,7 @@ parse "$@"
 require name zone
 count grace
 check_env
-((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
-
-workdir=''
-for ((i = 0; i < ${#rest[@]}; i++)); do
-  case ${rest[i]} in
-    --workdir) workdir=${rest[i + 1]:-} ;;
-    --workdir=*) workdir=${rest[i]#*=} ;;
-  esac
-done
+check_command
 write_body
 on_hosts launching "$(on_host launch keep_going="$keep_going" grace="$grace" workdir="$workdir" \
   body="$body")"

@@ -107,6 +107,22 @@ check_env() {
   done
 }
 
+# check_command: of `rest`, what `fope` gets; into `workdir`, where that writes, if it says so.
+check_command() {
+  local i
+  ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
+  workdir=''
+  for ((i = 0; i < ${#rest[@]}; i++)); do
+    case ${rest[i]} in
+      --workdir) workdir=${rest[i + 1]:-} ;;
+      --workdir=*) workdir=${rest[i]#*=} ;;
+    esac
+  done
+  # A relative one would lie in the source on each host, apart from those of the others.
+  [[ ! $workdir || $workdir == /* || $workdir == gs://* ]] ||
+    fail "--workdir '$workdir'; accepted: gs://BUCKET/PATH, or /PATH on a disk that all hosts mount"
+}
+
 # write_body: into `body`, what a host runs: `rest` with the variables of `env`.
 write_body() {
   local one

@@ -47,7 +47,7 @@ parse "$@"
 require name zone accelerator
 for key in limit poll look patience; do count "$key"; done
 check_env
-((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
+check_command
 
 write_body
 here=$(dirname "${BASH_SOURCE[0]}")

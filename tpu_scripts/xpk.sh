@@ -47,7 +47,7 @@ count slices
 count max_restarts
 count grace
 check_env
-((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
+check_command
 # Without exec, the SIGTERM of a preemption would end the shell that xpk starts, and not reach fope.
 on_pod="exec fope $(show "${rest[@]}")"
 if [[ $image ]]; then

@@ -22,6 +22,12 @@ ROOT = SCRIPTS.parent
 PROGRAMS = ["create", "delete", "install", "jobset", "launch", "local", "logs", "resume"]
 PROGRAMS += ["status", "stop", "xpk"]
 PLACE = ["--name", "run1", "--zone", "us-east5-a"]
+COMPLETE = {  # what else a script that starts a run must be given
+    "launch": PLACE,
+    "resume": [*PLACE, "--accelerator", "v4-8"],
+    "jobset": ["--name=x", "--image=i", "--slice=v5e:4x4", "--service-account=a"],
+    "xpk": [*PLACE, "--cluster=c", "--accelerator=v4-8"],
+}
 FALSE_GCLOUD = Path(__file__).with_name("false_gcloud.py")
 RUN = ["--", "train", "--config", "configs/paper/c4_books.py", "--workdir", "gs://my-bucket/run1"]
 
@@ -83,6 +89,12 @@ def test_help_is_the_comment_at_the_top(name):
         ("logs", [*PLACE, "--node", "x"], "--node 'x'; accepted: 0 or more, or all"),
         ("launch", [*PLACE, "--env", "A=1 B=2", *RUN], "has two variables; give --env once"),
         ("launch", [*PLACE, "--env", "A", *RUN], "--env 'A'; accepted: NAME=VALUE"),
+        *[
+            (name, [*given, "--", "train", f"--workdir={path}"], f"--workdir '{path}'; accepted:")
+            for name, given in COMPLETE.items()
+            for path in ("runs/x", "~/x", "gs:/b/x")
+        ],
+        ("launch", [*PLACE, "--", "train", "--workdir", "x"], "or /PATH on a disk that all hosts"),
         ("jobset", ["--name", "x", "--image", "i", *RUN], "--slice is missing"),
         ("jobset", ["--name", "x", "--image=i", "--slice=v5e:3x3", *RUN], "no whole hosts of"),
         ("jobset", ["--name", "x", "--image=i", "--slice=v9:4x4", *RUN], "v4, v5e, v5p, v6e or"),

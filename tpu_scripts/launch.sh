@@ -9,7 +9,8 @@
 #
 #   --name NAME        of the queued resource
 #   --zone ZONE
-#   --keep-going       leaves a run of this slice as it is; without it, it is stopped first (stop.sh)
+#   --keep-going       leaves a run of this slice as it is; without it, it is stopped first (stop.sh),
+#                      unless VERB is none
 #   --grace SECONDS    that it gets to write its checkpoint (300)
 #   --env NAME=VALUE   environment variable of the run; may be given again:
 #                      --env LIBTPU_INIT_ARGS='--first=1 --second=2' --env HF_HOME=/tmp/hub
@@ -34,4 +35,4 @@ check_env
 check_command
 write_body
 on_hosts launching "$(on_host launch keep_going="$keep_going" grace="$grace" workdir="$workdir" \
-  body="$body")"
+  verb="${rest[0]}" body="$body")"

@@ -676,6 +676,8 @@ printf '#!/bin/bash\n[[ $1 != --version ]] || echo Python 3.12.1\n' >"$1/bin/pyt
 printf '#!/bin/bash\necho "$*" >>~/pip.log\n' >"$1/bin/pip"
 cat >"$1/bin/fope" <<'FOPE'
 #!/bin/bash
+[[ $2 != --help || $1 != trian ]] || { echo "'trian' is no verb" >&2; exit 2; }
+[[ $2 != --help ]] || exit 0
 case $1 in
   methods) ;;
   doctor) echo "$2: step 5 of 10" ;;
@@ -797,6 +799,7 @@ def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
     def on_host(name, verb="", keep_going="", grace="20", of_this=False):
         body = f"exec ~/fope/venv/bin/fope {verb}" if name == "launch" or of_this else ""
         text = f"keep_going={keep_going}\ngrace={grace}\nworkdir=x\nbody={shlex.quote(body)}\n"
+        text += f"verb={verb}\n"
         for part in ("run", name):
             text += (SCRIPTS / "on_host" / f"{part}.sh").read_text()
         environment = {"HOME": str(home), "HOST": "h", "PATH": f"{home.parent / 'bin'}"}
@@ -865,6 +868,10 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
             wait_for("with []", log)
             first, saved, second = log.read_text().splitlines()
             assert (saved, "[]" in second, "--a=1" in first) == ("saved", True, True)
+
+        said = does("launch", "--", "trian", "--workdir=/x", code=1)
+        assert said.count("the run goes on; of the command that is to follow it: 'trian' is") == 4
+        assert "4 of 4 hosts: running" in does("status")
 
         assert "4 of 4 logs are in" in does("logs", "--save", str(tmp_path / "logs"))
         saved_logs = sorted((tmp_path / "logs").iterdir())

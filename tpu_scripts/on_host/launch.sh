@@ -1,9 +1,13 @@
-# shellcheck shell=bash disable=SC2154 # keep_going, grace, body and workdir are set before
+# shellcheck shell=bash disable=SC2154 # keep_going, grace, verb, body and workdir are set before
 # Starts `body`, which ends in `exec fope ...`, in a session of its own: it goes on without ssh.
 
 if is_running && [ -n "$keep_going" ]; then
   echo "$(hostname): goes on"
 else
+  if is_running && ! problem=$(venv/bin/fope "$verb" --help 2>&1 >/dev/null); then
+    echo "$(hostname): the run goes on; of the command that is to follow it: $problem" >&2
+    exit 1
+  fi
   end_run "$grace"
   rm -f run.exit run.pid
   printf '%s\n' "$workdir" >run.workdir

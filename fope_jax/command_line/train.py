@@ -41,6 +41,12 @@ def build(arguments: argparse.Namespace) -> None:
     examples:
       fope data build --config configs/quickstart.py
     """
+    of_beam = {"--runner-option": arguments.runner_option, "--runner-parts": arguments.runner_parts}
+    given = [name for name, value in of_beam.items() if value]
+    if given and not arguments.runner:
+        arguments.parser.error(f"{given[0]} needs --runner NAME")
+    if arguments.runner and arguments.workers is not None:
+        arguments.parser.error("--workers is for this machine; the workers of --runner are its own")
     experiment = load_experiment(arguments)
     from fope_jax.data.beam import Runner
     from fope_jax.data.build import build

@@ -65,6 +65,18 @@ def test_what_is_missing_is_named_with_an_example(arguments, missing, example, c
     assert missing in said and f"example: {example}" in said
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--runner-option", "region=x"], "--runner-option needs --runner NAME"),
+        (["--runner-parts=gs://b/x", "--workers=2"], "--runner-parts needs --runner NAME"),
+        (["--runner", "DirectRunner", "--workers=2"], "--workers is for this machine"),
+    ],
+)
+def test_options_of_a_build_that_would_do_nothing_are_refused(options, message, capsys):
+    assert message in refusal(["data", "build", "--config", "x.py", *options], capsys)
+
+
 @pytest.mark.parametrize("form", [["=3"], ["", "3"]])
 @pytest.mark.parametrize(
     "verb",

@@ -7,13 +7,13 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError
-from fope_jax.data.documents import Document, TokenizedDocuments
+from fope_jax.data.documents import TokenizedDocuments
 from fope_jax.data.tokenized import InProcess, Part, part_name, read_saved_part, save_part
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
 from fope_jax.extras import require
@@ -37,6 +37,16 @@ class Runner(NamedTuple):
     name: str = "DirectRunner"
     options: tuple[str, ...] = ()
     parts: str = ""
+
+
+def check_runner(config: DataConfig) -> None:
+    """Raises CorpusError for a corpus that is not read through Beam, ImportError without Beam."""
+    if any(corpus == "c4" for corpus, _ in config.components) and config.tfds_data_dir:
+        raise CorpusError(
+            f"tfds_data_dir = {config.tfds_data_dir!r} is not read through Beam, as the order"
+            " of its documents is TFDS's own; give the public c4-train.*.json.gz as train_files"
+        )
+    require("apache_beam", "beam")
 
 
 class BeamWorkers(InProcess):
@@ -64,14 +74,6 @@ class BeamWorkers(InProcess):
         run(list(zip(parts, outputs, strict=True)), self.config, self.tokenizer, self._runner)
         for part, output in zip(parts, outputs, strict=True):
             yield functools.partial(read_saved_part, part, output)
-
-    def encode(
-        self, corpus: str, groups: Iterable[Sequence[Document]]
-    ) -> Iterator[TokenizedDocuments]:
-        raise CorpusError(
-            f"tfds_data_dir = {self.config.tfds_data_dir!r} is not read through Beam, as the order"
-            " of its documents is TFDS's own; give the public c4-train.*.json.gz as train_files"
-        )
 
 
 def run(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data import cache as caches
-from fope_jax.data.beam import BeamWorkers, Runner
+from fope_jax.data.beam import BeamWorkers, Runner, check_runner
 from fope_jax.data.cache import CacheError, open_cache
 from fope_jax.data.cache_directories import (
     FORMAT,
@@ -28,7 +28,7 @@ from fope_jax.data.cache_directories import (
     set_current,
 )
 from fope_jax.data.cache_reader import TokenCache
-from fope_jax.data.cache_writer import Progress, SplitWriter
+from fope_jax.data.cache_writer import Progress, SplitWriter, writing_errors
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
@@ -89,10 +89,14 @@ def build(
     Raises:
       ValueError: ``workers`` is less than 1.
       CorpusError: text is missing, empty, damaged or unreadable.
+      ImportError: a ``runner`` without Apache Beam.
       CacheError: the directory cannot be written, or the cache is damaged.
+      WriteError: a file cannot be written, as on a full disk.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers = {workers}; accepted: 1 or more")
+    if runner is not None:
+        check_runner(config)  # before files are looked through
     base = base_directory(config)
     if config.corpus == "none":
         _say("corpus 'none': there is nothing to build")
@@ -172,8 +176,9 @@ def _examine_sources(config: DataConfig, built: Manifests) -> list[dict[str, Any
     known = [source for manifest in built.values() for source in manifest["sources"]]
     sources = list_sources(config, [*known, *before])
     if sources != before:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"sources": sources})
+        with writing_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"sources": sources})
     return sources
 
 
@@ -214,7 +219,8 @@ def _build(
                 _write_split(config, partial, state, tokenize, split, sources, left_out)
     shutil.rmtree(parts, ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
-    write_json(partial / MANIFEST, add_digest(manifest))
+    with writing_errors(partial / MANIFEST):
+        write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
     directory = content_directory(base, manifest["fingerprint"])
     if directory.exists():  # without a sound manifest, or it would have been kept
@@ -259,7 +265,8 @@ def _resume(partial: Path, content: str) -> dict[str, Any]:
 
 def _save_state(partial: Path, state: dict[str, Any]) -> None:
     splits = {split: dataclasses.asdict(progress) for split, progress in state["splits"].items()}
-    write_json(partial / "progress.json", state | {"splits": splits})
+    with writing_errors(partial / "progress.json"):
+        write_json(partial / "progress.json", state | {"splits": splits})
 
 
 def _make_tokenizer(
@@ -278,7 +285,8 @@ def _make_tokenizer(
         )
     else:
         tokenizer = _load_tokenizer(config)
-    tokenizer.save(partial)
+    with writing_errors(partial):
+        tokenizer.save(partial)
     state["tokenizer"] = describe_tokenizer(tokenizer)
     _save_state(partial, state)
     return tokenizer
@@ -367,10 +375,9 @@ def _write_split(
         )
     left = [limit for limit in _left(config, done) if limit is not None]
     if split == "train" and left and min(left) > 0:
-        _say(
-            f"{split}: the corpus ends after {done.num_tokens:,} tokens, before max_tokens ="
-            f" {config.max_tokens} or max_documents = {config.max_documents}"
-        )
+        limits = {"max_tokens": config.max_tokens, "max_documents": config.max_documents}
+        which = " or ".join(f"{name} = {limit}" for name, limit in limits.items() if limit)
+        _say(f"{split}: the corpus ends after {done.num_tokens:,} tokens, before {which}")
     if done.empty_documents:
         _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")
     if bad:

@@ -6,12 +6,13 @@ complete shards; renaming it at the end makes the cache appear whole or not at a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,24 @@ from fope_jax.data.documents import TokenizedDocuments
 from fope_jax.storage.files import file_sha256
 
 _NAMES_SHOWN = 20
+
+
+class WriteError(OSError):
+    """A file of a build cannot be written, as on a full disk; the message names it."""
+
+
+@contextlib.contextmanager
+def writing_errors(place: str | Path) -> Iterator[None]:
+    """Makes an OSError a WriteError, which also says how the build goes on."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(
+            f"{place} cannot be written: {error.strerror or error}; the same command goes on from"
+            " what is complete"
+        ) from error
 
 
 @dataclass
@@ -91,7 +110,14 @@ class SplitWriter:
         self._open_shard()
 
     def add(self, group: TokenizedDocuments) -> None:
-        """Appends documents. One that is empty or bad is counted and leaves no token."""
+        """Appends documents. One that is empty or bad is counted and leaves no token.
+
+        Raises WriteError if the disk is full.
+        """
+        with writing_errors(self._scratch):
+            self._add(group)
+
+    def _add(self, group: TokenizedDocuments) -> None:
         now, corpus = self._now, group.corpus
         documents, tokens = now.documents.get(corpus, 0), now.tokens.get(corpus, 0)
         has_text = group.bytes > 0
@@ -160,12 +186,13 @@ class SplitWriter:
     def finish(self) -> Progress:
         """Closes the last shard, whose last block may be shorter."""
         self._now.complete = True
-        if self._shard_size:
-            self._close_shard()
-        else:
-            self._stream.close()
-            self._scratch.unlink()
-            self._save(self._now)
+        with writing_errors(self._scratch):
+            if self._shard_size:
+                self._close_shard()
+            else:
+                self._stream.close()
+                self._scratch.unlink()
+                self._save(self._now)
         return self._now
 
     def _append(self, tokens: np.ndarray) -> None:

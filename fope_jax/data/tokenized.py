@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fope_jax.data.cache_reader import token_dtype
+from fope_jax.data.cache_writer import writing_errors
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import WHOLE, Piece, read_corpus, read_file
 from fope_jax.data.documents import (
@@ -411,15 +412,16 @@ def remove_part(output: str) -> None:
 def _written_whole(output: str) -> Iterator[Any]:
     """A file under a temporary name: two workers may write the same, and one may be killed."""
     path = as_path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if is_in_bucket(path):  # an object appears when it is whole
-        with path.open("wb") as stream:
-            yield stream
-        return
-    temporary = path.with_name(f"unfinished-{uuid.uuid4().hex}-{path.name}")
-    try:
-        with temporary.open("wb") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_errors(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if is_in_bucket(path):  # an object appears when it is whole
+            with path.open("wb") as stream:
+                yield stream
+            return
+        temporary = path.with_name(f"unfinished-{uuid.uuid4().hex}-{path.name}")
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from fope_jax.data import beam, build, cache, tokenized
 from fope_jax.data.beam import Runner
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
-from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.storage.paths import as_path
 
 pytestmark = [
@@ -115,6 +114,5 @@ def test_tfds_is_refused(text_config):
     config = text_config(
         corpus="c4", train_files=(), validation_files=(), tfds_data_dir="gs://b/tfds"
     )
-    workers = beam.BeamWorkers(config, BytesTokenizer(), Runner(), "content", "parts")
     with pytest.raises(CorpusError, match="tfds_data_dir = 'gs://b/tfds' is not read through Beam"):
-        workers.encode("c4", [])
+        build.build(config, Runner())

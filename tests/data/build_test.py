@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, text_packages
+from fope_jax.data import build, cache, corpora, text_packages, tokenized
 from fope_jax.data.cache import CacheError
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.inspect_cache import inspect
+from fope_jax.data.tokenizers import BytesTokenizer
 
 
 def all_tokens(config):
@@ -218,6 +220,28 @@ def test_an_unwritable_cache_dir(text_config, tmp_path):
         CacheError, match=r"cache_dir = '.*file/cache' cannot be written: .*director"
     ):
         build.build(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "file"),
+    [(100, "sources.json"), (5000, "train-00000.unfinished"), (0, "parts/0.tokens")],
+)
+def test_a_full_disk_is_told_with_the_path(text_config, tmp_path, story, size, file):
+    (tmp_path / "books/train0.txt").write_text(story(3000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    message = f"{file} cannot be written: File too large; the same command goes on from what is"
+    try:
+        with pytest.raises(OSError, match=message):
+            if size:
+                build.build(text_config())
+            else:
+                part = tokenized.Part("text", "train", 0, (str(tmp_path / "books/train0.txt"),), 1)
+                output = str(tmp_path / "parts" / "0")
+                tokenized.save_part(text_config(), BytesTokenizer, part, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert build.build(text_config())["train"].num_tokens > 5000
 
 
 def test_text_that_cannot_be_opened_is_not_blamed_on_the_cache(text_config, tmp_path, monkeypatch):

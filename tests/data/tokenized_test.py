@@ -265,7 +265,7 @@ def test_a_part_of_a_corpus_is_its_first_documents_whole(
     tokens = whole.tokens(0, int(ends[count]))
     np.testing.assert_array_equal(found.tokens(0, found.num_tokens), tokens)
     assert found.fingerprint != whole.fingerprint
-    said = "the corpus ends after 10,880 tokens, before max_tokens = 1000000000"
+    said = "the corpus ends after 10,880 tokens, before max_tokens = 1000000000\n"
     assert (said in capsys.readouterr().err) == (count == 10)
     again = mixed_config(cache_dir=str(tmp_path / "again"), **fields)
     assert build.build(again, workers=1)["train"].fingerprint == found.fingerprint

@@ -131,27 +131,30 @@ def load_run_tokenizer(workdir: str | Path, data: DataConfig) -> Tokenizer:
 
 def warn_of_another_tokenizer(workdir: str | Path, data: DataConfig) -> None:
     """Warns where ``data.tokenizer`` is a file that now holds another tokenizer than the run's."""
-    description, path = _read(workdir, RUN).get(TOKENIZER), as_path(data.tokenizer)
-    if description is None or not data.tokenizer.endswith(".json"):
-        return
-    try:
-        content, eos = path.read_text(encoding="utf-8-sig"), str(description.get("eos"))
-        control = description.get("control", ())
-        now = (
-            JsonTokenizer(content, eos, control).fingerprint,
-            JsonTokenizer.fingerprint_of(content, eos),
-        )
-    except OSError:  # the run needs the file no longer
-        return
-    except Exception as error:  # the library's; an unreadable file is another one
-        now = (str(error),)
-    if description["fingerprint"] not in now:
+    if has_tokenizer_of_run(workdir, data.tokenizer) is False:
         log.warning(
             "data.tokenizer = %r has changed since %s was trained; the run's own is used, %s",
             data.tokenizer,
             workdir,
             as_path(workdir) / JsonTokenizer.filename,
         )
+
+
+def has_tokenizer_of_run(workdir: str | Path, tokenizer: str) -> bool | None:
+    """Whether the file ``tokenizer`` holds that of a run; None without such a file or run."""
+    description = _read(workdir, RUN).get(TOKENIZER)
+    if description is None or not tokenizer.endswith(".json"):
+        return None
+    try:
+        content, eos = as_path(tokenizer).read_text("utf-8-sig"), str(description.get("eos"))
+        return description["fingerprint"] in (
+            JsonTokenizer(content, eos, description.get("control", ())).fingerprint,
+            JsonTokenizer.fingerprint_of(content, eos),
+        )
+    except OSError:  # the run needs the file no longer
+        return None
+    except Exception:  # the library's; an unreadable file is another one
+        return False
 
 
 def _read(workdir: str | Path, name: str) -> dict[str, Any]:

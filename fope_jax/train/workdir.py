@@ -29,6 +29,7 @@ from fope_jax.config import (
 from fope_jax.data import DataConfig
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.evaluate.run_data import has_tokenizer_of_run
 from fope_jax.extras import installed_version
 from fope_jax.storage.checkpoint import QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
@@ -92,7 +93,11 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
             f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, with "
             "which no run begins; use another --workdir"
         )
-    changes = incompatible_changes(old, experiment_to_dict(experiment)) if old else []
+    tokenizer, changes = experiment.data.tokenizer, []
+    if old and has_tokenizer_of_run(workdir, tokenizer):  # its file may lie elsewhere now
+        old["data"]["tokenizer"] = tokenizer
+    if old:
+        changes = incompatible_changes(old, experiment_to_dict(experiment))
     if changes:
         more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
         raise ConfigError(

@@ -208,6 +208,24 @@ def test_another_tokenizer_in_its_place_is_said(own, caplog):
     assert told in caplog.text
 
 
+def test_a_run_goes_on_where_its_tokenizer_lies_elsewhere(own, capsys):
+    """By its content: the path alone may not decide, and another tokenizer is refused."""
+    (own / "moved").mkdir()
+    shutil.move(own / "tokenizer.json", own / "moved/bpe.json")
+    train = ["train", "--config", "own.py", "--workdir", "runs/a"]
+    moved = "--config.data.tokenizer=moved/bpe.json"
+    config = build_experiment(json.loads((own / "runs/a/config.json").read_text()))
+    assert main([*train, moved]) == 0
+    assert main(["train", "--workdir", "runs/a", "--continue-for", "1", moved]) == 0
+    assert "trained 2 steps" in capsys.readouterr().err
+    make_tokenizer(own / "moved/bpe.json", special="<|endoftext|>")
+    (own / "runs/a/config.json").write_text(
+        json.dumps(experiment_to_dict(config))  # of the beginning: tokenizer.json
+    )
+    assert main([*train, moved]) == 2
+    assert "data.tokenizer: 'tokenizer.json', now 'moved/bpe.json'" in capsys.readouterr().err
+
+
 def test_caches_of_older_versions_stay_valid(own, capsys):
     config = read_experiment(Path("runs/a")).data
     base = base_directory(config)

@@ -31,7 +31,7 @@ from fope_jax.processes.collectives import broadcast_from_process_0, is_main_pro
 from fope_jax.processes.signals import Stopped, signal_name
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.lock import lock_run
-from fope_jax.storage.paths import as_path
+from fope_jax.storage.paths import as_path, is_in_bucket
 from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
 from fope_jax.train.checkpoints import (
     CheckpointSaver,
@@ -217,7 +217,8 @@ def train(
         log.info("attention: %s (%s)", *plan.attention)
         size = checkpoint_bytes(state.params, state.optimizer, constants)
         rate, grace = measured_rate(rows), config.grace_seconds
-        log.info("%s", describe_save(size, jax.process_count(), rate, grace))
+        in_bucket = is_in_bucket(workdir)
+        log.info("%s", describe_save(size, jax.process_count(), rate, grace, in_bucket))
         if note:
             log.info("%s", note)
         if is_main_process():

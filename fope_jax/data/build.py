@@ -16,6 +16,7 @@ from typing import Any
 
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import BeamWorkers, Runner, check_runner
+from fope_jax.data.build_progress import SplitBar
 from fope_jax.data.cache import CacheError, open_cache
 from fope_jax.data.cache_directories import (
     FORMAT,
@@ -45,13 +46,13 @@ from fope_jax.data.sources import (
     source_warnings,
 )
 from fope_jax.data.tokenized import (
-    PART_BYTES,
     InProcess,
     Pool,
     count_cores,
     list_parts,
     read_documents,
     take_first,
+    tfds_documents,
 )
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
@@ -62,13 +63,14 @@ from fope_jax.data.tokenizers import (
     train_sentencepiece,
 )
 from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
-from fope_jax.extras import require
-from fope_jax.logs import is_quiet, report_progress
+from fope_jax.logs import report_progress
 from fope_jax.storage.directories import make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 log = logging.getLogger(__name__)
+
+TFDS_DOCUMENTS = 4096  # of a TFDS split, for which another process is worth its start
 
 Manifests = Mapping[Path, dict[str, Any]]  # of complete caches, the one built last first
 
@@ -240,8 +242,8 @@ def _count_workers(
     for split in SPLITS:
         parts = [list_parts(config, corpus, split, sources) for corpus, _ in config.components]
         # Documents of TFDS go to the pool in groups, whatever files they are in.
-        of_tfds = sum(s["size"] for s in sources if "shard" in s and s["split"] == split)
-        most = max(most, sum(map(len, parts)) + of_tfds // PART_BYTES)
+        of_tfds = sum(tfds_documents(sources, split)) // TFDS_DOCUMENTS
+        most = max(most, sum(map(len, parts)) + of_tfds)
     return max(1, min(workers or count_cores(), most))
 
 
@@ -340,10 +342,8 @@ def _write_split(
         shard_tokens=caches.SHARD_TOKENS,
     )
     size = sum(s["size"] for s in sources if s.get("split") == split and s["path"] not in left_out)
-    tqdm = require("tqdm", "train").tqdm
-    with tqdm(
-        desc=f"tokenize {split}", total=size, unit="B", unit_scale=True, disable=is_quiet()
-    ) as bar:
+    limits = (config.max_tokens, config.max_documents) if split == "train" else (None, None)
+    with SplitBar(split, size, limits, _left(config, done)) as bar:
         documents = read_documents(
             config,
             split,
@@ -353,13 +353,13 @@ def _write_split(
             taken=dict(done.tokens),
             part_documents=done.part_documents,
             left_out=left_out,
-            report=bar.update,
+            report=bar.read,
         )
         if split == "train":
             documents = take_first(documents, *_left(config, done))
         for group in documents:
             writer.add(group)
-            bar.set_postfix_str(f"{writer.num_tokens:,} tokens", refresh=False)
+            bar.wrote(group, writer.num_tokens)
             if any(group.bad) and writer.bad["count"] > config.max_bad_documents:
                 raise CorpusError(
                     f"{writer.bad['count']} documents of the {split} split cannot be read, more"
@@ -375,8 +375,8 @@ def _write_split(
         )
     left = [limit for limit in _left(config, done) if limit is not None]
     if split == "train" and left and min(left) > 0:
-        limits = {"max_tokens": config.max_tokens, "max_documents": config.max_documents}
-        which = " or ".join(f"{name} = {limit}" for name, limit in limits.items() if limit)
+        named = zip(("max_tokens", "max_documents"), limits, strict=True)
+        which = " or ".join(f"{name} = {limit}" for name, limit in named if limit)
         _say(f"{split}: the corpus ends after {done.num_tokens:,} tokens, before {which}")
     if done.empty_documents:
         _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")

@@ -203,7 +203,7 @@ def read_documents(
       skip, taken: documents and tokens of each corpus that were read before.
       part_documents: documents of the parts that were read, by corpus; grows.
       left_out: paths of files that are not read.
-      report: called with the bytes of a part once it is read.
+      report: called with the bytes of files that have been read; within a file they are estimated.
 
     Raises:
       CorpusError: unreadable text if ``max_bad_documents`` is 0, truncated TFDS files.
@@ -216,7 +216,8 @@ def read_documents(
             from fope_jax.data import seqio_tasks  # imports TensorFlow, seconds
 
             documents = seqio_tasks.read_texts(config, corpus, split, left_out, skipped)
-            streams.append(workers.encode(corpus, group_documents(documents)))
+            stream = workers.encode(corpus, group_documents(documents))
+            streams.append(_report_share(stream, skipped, sources, split, left_out, report))
             continue
         parts = list_parts(config, corpus, split, sources, left_out)
         counts = part_documents.setdefault(corpus, [])
@@ -243,14 +244,51 @@ def _read_parts(
         report(parts[done].size)
         done += 1
     del counts[done:]
+    file_bytes = 1.0  # for a byte of text, as it was in the part before
     for part, read in zip(parts[done:], workers.read_parts(parts[done:]), strict=True):
-        count = skip
+        count, text, reported = skip, 0, 0
         for group in read(skip):
             count += len(group.lengths)
             yield group
+            text += int(group.bytes.sum())
+            now = min(part.size, int(text * file_bytes))
+            report(now - reported)
+            reported = now
+        if text and not skip:
+            file_bytes = part.size / text
         counts.append(count)
         skip = 0
-        report(part.size)
+        report(part.size - reported)
+
+
+def _report_share(
+    groups: Iterable[TokenizedDocuments],
+    skipped: int,
+    sources: Sequence[Source],
+    split: str,
+    left_out: Collection[str],
+    report: Callable[[int], Any],
+) -> Iterator[TokenizedDocuments]:
+    """The groups of a TFDS split; its files count as read by the share of documents."""
+    files = [s for s in sources if "shard" in s and s["split"] == split]
+    files = [file for file in files if file["path"] not in left_out]
+    counts = tfds_documents(sources, split)
+    documents, size = sum(counts[f["shard"]] for f in files), sum(f["size"] for f in files)
+    reported = 0
+    for group in itertools.chain([None], groups):
+        if group is not None:
+            yield group
+            skipped += len(group.lengths)
+        now = size * min(skipped, documents) // max(documents, 1)
+        report(now - reported)
+        reported = now
+    report(size - reported)
+
+
+def tfds_documents(sources: Iterable[Source], split: str) -> list[int]:
+    """Documents of each file of a TFDS split, by its number; none for other corpora."""
+    found = (entry for source in sources for entry in source.get("tfds", ())[1:])
+    return next((counts for name, _, counts in found if name == split), [])
 
 
 def _split_group(groups: Iterable[TokenizedDocuments]) -> Iterator[TokenizedDocuments]:

@@ -373,6 +373,33 @@ def test_tfds_files_are_looked_through_once(c4_config, c4_dir, monkeypatch):
     assert len(looked) == len(files)
 
 
+def test_the_bar_of_a_tfds_build_moves_by_its_documents(c4_config, c4_dir):
+    config = c4_config()
+    listed, steps = list_sources(config), []
+    size = sum(s["size"] for s in listed if s.get("split") == "train")
+    workers = tokenized.InProcess(config, BYTES)
+    options = {"skip": {"c4": 10}, "report": steps.append}
+    documents = 0
+    for group in tokenized.read_documents(config, "train", workers, listed, **options):
+        assert sum(steps) == size * (10 + documents) // 40
+        documents += len(group.lengths)
+    assert sum(steps) == size and documents == 30
+    assert build._count_workers(config, listed, 4) == 1
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "riegeli"])
+def test_the_processes_for_tfds_come_from_its_documents(
+    c4_config, c4_dir, monkeypatch, file_format
+):
+    """Whatever the format of its files."""
+    directory, _ = c4_dir
+    file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"fileFormat": file_format}))
+    config = c4_config()
+    monkeypatch.setattr(build, "TFDS_DOCUMENTS", 12)
+    assert build._count_workers(config, list_sources(config), 99) == 3
+
+
 def test_tfds_files_of_another_format_are_left_to_tfds(c4_config, c4_dir):
     directory, _ = c4_dir
     config = c4_config()

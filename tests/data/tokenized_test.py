@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,38 @@ def test_a_part_of_a_corpus_is_its_first_documents_whole(
     assert (said in capsys.readouterr().err) == (count == 10)
     again = mixed_config(cache_dir=str(tmp_path / "again"), **fields)
     assert build.build(again, workers=1)["train"].fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fields", "end"),
+    [
+        ({}, r"\|\s*([\d.]+k)/\1"),
+        ({"max_tokens": 5000}, r"5\.00k/5\.00k .*tokens/s\]"),
+        ({"max_documents": 4}, r"4\.00/4\.00 .*documents/s, [\d,]+ tokens\]"),
+        ({"max_documents": 4, "max_tokens": 1000}, r"1\.00k/1\.00k .*tokens/s\]"),
+    ],
+)
+def test_the_bar_of_a_build_ends_at_its_end(mixed_config, fields, end, capsys):
+    build.build(mixed_config(**fields), workers=1)
+    said = capsys.readouterr().err.replace("\r", "\n")
+    assert re.search(rf"tokenize train: 100%.*{end}", said), said
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_bytes_are_reported_within_a_file(text_config, tmp_path, suffix):
+    lines = "".join(json.dumps({"text": f"{i} " * 200}) + "\n" for i in range(500)).encode()
+    for number in range(2):
+        content = gzip.compress(lines) if suffix.endswith(".gz") else lines
+        (tmp_path / "books" / f"pages{number}{suffix}").write_bytes(content)
+    config = text_config(train_files=(f"{tmp_path}/books/pages*{suffix}",))
+    sources, steps = build.list_sources(config), []
+    size = next(source["size"] for source in sources if source["split"] == "train")
+    workers = tokenized.InProcess(config, BytesTokenizer())
+    groups = tokenized.read_documents(config, "train", workers, sources, report=steps.append)
+    read = [sum(steps) for _ in groups]
+    assert sum(steps) == 2 * size and len(read) == 16
+    assert read[8 + 4] == pytest.approx(1.5 * size, rel=0.03)  # the second file, half of it
+    assert suffix == ".jsonl.gz" or read[4] == pytest.approx(0.5 * size, rel=0.1)
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_documents"])

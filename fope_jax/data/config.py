@@ -38,12 +38,14 @@ class DataConfig:
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here.
       tfds_name: the prepared TFDS dataset, with its version.
       max_tokens, max_documents: of the training split; it ends with the document that reaches one
-        of them, which is whole. The paper's C4 is ``max_tokens = 10_000_000_000``. Every file that
-        is named is looked through, so name about as many as it takes.
+        of them, which is whole. The paper's C4 is ``max_tokens = 10_000_000_000``. Every file of
+        text that is named is looked through, so name about as many as it takes; of TFDS those that
+        are read.
       max_bad_documents: unreadable documents allowed in each split of "text" and "c4" files: bad
         UTF-8 or JSON, no text, too long. A config that allows fewer does not open the cache.
       max_damaged_files: the same for files: damaged .gz or TFRecord files, or another content than
-        the name says, such as a Git LFS pointer. They are found before any document is used.
+        the name says, such as a Git LFS pointer. They are found before any of their documents is
+        used.
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or a path to a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; ignored by the others.

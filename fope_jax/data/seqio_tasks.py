@@ -7,6 +7,7 @@ document and drop the rest.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from fope_jax.data.documents import (
     group_documents,
     interleave_by_tokens,
 )
-from fope_jax.data.tf_libraries import seqio, tf
+from fope_jax.data.tf_libraries import seqio, tf, tfds
 from fope_jax.data.tokenizers import Tokenizer
 
 
@@ -72,17 +73,34 @@ def read_texts(
     CorpusError: truncated TFDS files, or unreadable text if ``max_bad_documents`` is 0.
     """
     failures: list[Exception] = []
+    is_tfds = corpus == "c4" and bool(config.tfds_data_dir)
+    files = None
+    if is_tfds and tfds_files.is_checked_when_read(config, split):
+        files = tfds_files.ReadFiles(config, split)
     try:
         source = _source(config, corpus, failures, left_out)
-        dataset = source.get_dataset(split=split, shuffle=False).skip(skip)
+        with _tfds_ids() if files else contextlib.nullcontext():
+            dataset = source.get_dataset(split=split, shuffle=False).skip(skip)
         # In groups: a step from TensorFlow to Python takes up to a millisecond.
         for group in dataset.batch(DOCUMENTS_AT_ONCE).as_numpy_iterator():
+            if files:
+                files.check(group["tfds_id"])
             names = group["name" if "name" in group else "url"]
             reasons = group.get("bad", [b""] * len(names))
             for name, text, bad in zip(names, group["text"], reasons, strict=True):
                 yield Document(name.decode(), _decode(name, text), bad.decode())
     except tf.errors.OpError as error:
         raise _corpus_error(error, failures, config, split) from error
+
+
+@contextlib.contextmanager
+def _tfds_ids() -> Iterator[None]:
+    """Datasets that are made in the block tell the file of each document, as ``tfds_id``."""
+    seqio.set_tfds_read_config_override(tfds.ReadConfig(add_tfds_id=True))
+    try:
+        yield
+    finally:
+        seqio.set_tfds_read_config_override(None)
 
 
 def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out: Collection[str]):

@@ -34,7 +34,8 @@ _DAMAGED_SHOWN = 20
 def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Source]:
     """Each text file with its sha256, or the identity of a TFDS dataset.
 
-    Several files are looked through at a time; .gz, Parquet and TFRecord files to their end.
+    Several files are looked through at a time; .gz, Parquet and TFRecord files to their end, but
+    TFRecord files of which only a part is built are looked through when they are read.
     "damaged" says why a file is unreadable or holds another content; "marked" whether it begins
     with a byte order mark; "pieces", of a large file, where it is cut for several processes.
     Results in ``known`` are reused for files of the same size and modification time.
@@ -57,8 +58,9 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
             sources.append({"corpus": "c4", "tfds": tfds_files.dataset_identity(config)})
             for split in SPLITS:
+                later = tfds_files.is_checked_when_read(config, split)
                 for file in tfds_files.list_files(config, split):
-                    looks.append(functools.partial(_tfds_source, file, split, cached))
+                    looks.append(functools.partial(_tfds_source, file, split, cached, later))
             continue
         for split in SPLITS:
             for path in corpus_files(config, corpus, split):
@@ -108,13 +110,16 @@ def _pieces(source: Source, path: Path, field: str) -> list[list[int | None]]:
     return [list(piece) for piece in pieces] if len(pieces) > 1 else []
 
 
-def _tfds_source(file: Any, split: str, cached: Mapping[Any, Source]) -> Source:
+def _tfds_source(
+    file: Any, split: str, cached: Mapping[Any, Source], is_checked_later: bool
+) -> Source:
     from fope_jax.data import tfds_files
 
     source, earlier = _cached_source(file.path, tfds_files.size_and_mtime(file), cached)
     source |= {"corpus": "c4", "split": split, "shard": file.shard}
-    damage = earlier["damaged"] if "damaged" in earlier else tfds_files.find_damage(file)
-    return source | {"damaged": damage}
+    if "damaged" in earlier:
+        return source | {"damaged": earlier["damaged"]}
+    return source if is_checked_later else source | {"damaged": tfds_files.find_damage(file)}
 
 
 def _cached_source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS, DataConfig
@@ -75,6 +75,35 @@ def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
     except tf.errors.OpError as error:
         raise CorpusError(f"{file.path} cannot be read: {error_text(error)}") from error
     return int(status.length), int(status.mtime_nsec)
+
+
+def is_checked_when_read(config: DataConfig, split: str) -> bool:
+    """Whether the build looks through a file of a split only when it comes to it.
+
+    Of a part of the split most files are not read. With ``max_damaged_files`` all are looked
+    through first, since which files are left out decides the order of the documents.
+    """
+    has_limit = config.max_tokens is not None or config.max_documents is not None
+    return split == "train" and has_limit and config.max_damaged_files == 0
+
+
+class ReadFiles:
+    """Looks through the files of a split when their first documents are read."""
+
+    def __init__(self, config: DataConfig, split: str):
+        self._left = list_files(config, split)
+        self._shards = {file.path.rpartition("/")[2]: file.shard for file in self._left}
+
+    def check(self, tfds_ids: Iterable[bytes]) -> None:
+        """Raises CorpusError if a file of these documents, ``NAME__NUMBER``, or before is damaged.
+
+        Before: a file that is cut at its beginning has no document.
+        """
+        names = {one.decode().rpartition("__")[0].rpartition("/")[2] for one in tfds_ids}
+        last = max(self._shards.get(name, len(self._shards)) for name in names)
+        while self._left and self._left[0].shard <= last:
+            if damage := find_damage(self._left.pop(0)):
+                raise CorpusError(damage)
 
 
 def find_damage(file: TfdsFile) -> str:

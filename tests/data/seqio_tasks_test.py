@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, tokenized
+from fope_jax.data import build, cache, corpora, documents, tokenized
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.documents import encode_group
 from fope_jax.data.loader import Loader
@@ -291,6 +291,45 @@ def test_pointers_in_place_of_tfds_files_are_named(c4_config, c4_dir):
     (directory / "c4" / "en" / "3.0.1" / "dataset_info.json").write_bytes(POINTER)
     with pytest.raises(CorpusError, match=r"dataset_info\.json is a Git LFS pointer"):
         build.build(config)
+
+
+def test_of_a_part_only_the_files_that_are_read_are_looked_through(
+    c4_config, c4_dir, monkeypatch, tmp_path
+):
+    """A damaged file beyond its end is in nobody's way; one that is read is told."""
+    directory, _ = c4_dir
+    looked, whole = [], tfds_files.find_damage
+    monkeypatch.setattr(
+        tfds_files, "find_damage", lambda file: looked.append(file.path[-5:]) or whole(file)
+    )
+    monkeypatch.setattr(seqio_tasks, "DOCUMENTS_AT_ONCE", 4)
+    monkeypatch.setattr(documents, "DOCUMENTS_AT_ONCE", 4)
+    everything = read(c4_config(), "train")
+    looked.clear()
+    files = sorted(directory.rglob("c4-train.tfrecord*"))
+    held = files[1].read_bytes()
+    files[1].write_bytes(b"")  # it has no document, and is passed by
+
+    def part(count, **fields):
+        cache_dir = str(tmp_path / f"part{count}")
+        return c4_config(tokenizer="bytes", max_documents=count, cache_dir=cache_dir, **fields)
+
+    built = build.build(part(4))["train"]
+    assert looked == ["00000", "00000"]  # of the held-out files, and of the others
+    assert built.documents["name"].tolist() == [one.name for one in everything[:4]]
+    with pytest.raises(CorpusError, match="00001 has 0 records; dataset_info.json says"):
+        build.build(part(20))
+    files[1].write_bytes(held)
+    built = build.build(part(20))["train"]
+    assert built.documents["name"].tolist() == [one.name for one in everything[:20]]
+    looked.clear()
+    whole_set = c4_config(tokenizer="bytes", cache_dir=str(tmp_path / "part20"))
+    build.build(whole_set)
+    assert {"00000", "00001", "00002"} <= {*looked}, "nothing is taken as sound that was not read"
+    files[1].write_bytes(b"")
+    with pytest.raises(CorpusError, match="damaged files of the train split: 2, more"):
+        files[2].write_bytes(b"")
+        build.build(part(5, max_damaged_files=1))
 
 
 def test_a_mixture_that_ends_early_looks_through_all_its_files(text_config, c4_dir):

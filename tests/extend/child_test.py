@@ -103,7 +103,7 @@ def test_a_child_of_each_kind(runs, method, target, expected):
         ("yarn", 32, {"train.length": 64}, "config.train.length = 64: an extension takes it from"),
         ("yarn", 32, {"position.method": "fope"}, "position.method = fope: .* it from --method"),
         ("yarn", 32, {"position.factor": "x"}, "config.position.factor = 'x' is str; accepted: fl"),
-        ("yarn", 32, {"position.beta": 1}, "unknown knob 'beta' of RoPE"),
+        ("yarn", 32, {"position.beta": 1}, "unknown knob 'beta' of yarn"),
         ("yarn", 32, {"model.d_model": 32}, "config.model.d_model: 16, now 32; an extension keeps"),
         ("yarn", 32, {"train.batch_size": 8}, "would have 256 tokens, the parent's has 128; 4 row"),
         ("yarn", 32, {"train.stpes": 8}, "config.train.stpes is unknown"),

@@ -24,6 +24,12 @@ def stated_overrides(overrides: Iterable[str]) -> dict[str, str]:
     return texts
 
 
+def check_length(length: int) -> None:
+    """Raises ConfigError for a length of no tokens."""
+    if length < 1:
+        raise ConfigError(f"length {length}; accepted: 1 token or more")
+
+
 def check_step(config: TrainConfig, step: int) -> None:
     """Raises ConfigError for a step that the parent has not done, or at another length."""
     if not 0 <= step <= config.steps:

@@ -19,6 +19,7 @@ from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.content import has_gguf_magic
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN
@@ -64,6 +65,8 @@ def read_experiment(workdir: Path) -> Experiment:
 def _describe_other_path(path: Path) -> str:
     parent_is_run = (path.parent / "config.json").is_file()
     has_manifest = (path / "manifest.json").is_file()
+    if has_gguf_magic(path):
+        return f"it is a GGUF file; `fope import {path} --workdir RUN` makes a run of it"
     if path.exists() and not path.is_dir():
         return "it is a file; name the directory of the run, the --workdir of `fope train`"
     if path.exists() and parent_is_run and path.name.isdecimal():

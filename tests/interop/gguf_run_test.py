@@ -120,6 +120,19 @@ def test_the_verb_says_what_is_wrong(imported, tmp_path, capsys):
     assert "holds weights imported from" in said and "train.length: 32, now 128" in said
 
 
+def test_a_file_without_the_suffix_is_known_by_its_content(imported, tmp_path, capsys):
+    path, _ = imported
+    plain = shutil.copy(path, tmp_path / "weights")
+    assert main(["import", str(plain), "--workdir", str(tmp_path / "run")]) == 0
+    extension = ["--method", "same", "--length", "64", "--workdir", str(tmp_path / "child")]
+    for command in (["evaluate", str(plain)], ["extend", str(path), *extension]):
+        assert main(command) == 2
+        told = f"it is a GGUF file; `fope import {command[1]} --workdir RUN` makes a run of it"
+        assert told in capsys.readouterr().err
+    assert main(["extend", f"hf:{plain}", *extension]) == 2
+    assert f"`fope import {plain} --workdir RUN`" in capsys.readouterr().err
+
+
 def test_an_import_that_is_there_is_left_as_it_is(imported, tmp_path):
     path, run = imported
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}

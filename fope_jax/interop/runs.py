@@ -26,7 +26,6 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import read_bos
-from fope_jax.data.config import with_tokenizer_beside
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -117,7 +116,9 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     origin = origin_of(source.absolute())
     facts = {"training_length": config.training_length} | (origin._asdict() if origin else {})
     facts = {"directory": str(source)} | facts
-    if _is_imported(workdir, experiment, facts):  # weights are read later, which may take minutes
+    if _is_imported(
+        workdir, experiment, facts, experiment.data
+    ):  # weights are read later, which may take minutes
         return _already_there(source, workdir)
     return _save_import(source, workdir, experiment, import_weights(source), facts, experiment.data)
 
@@ -137,7 +138,7 @@ def _import_gguf(path: Path, workdir: Path, overrides: list[str]) -> str:
             experiment = dataclasses.replace(rebuilt, data=data)
         facts = {"directory": str(path), "sha256": file_sha256(path)}
         facts |= {"quantisations": file.quantisations, "training_length": config.training_length}
-        if _is_imported(workdir, experiment, facts):
+        if _is_imported(workdir, experiment, facts, rebuilt.data):
             return _already_there(path, workdir)
         imported = import_gguf_weights(file)
         return _save_import(path, workdir, experiment, imported, facts, rebuilt.data)
@@ -147,11 +148,13 @@ def _already_there(source: Path, workdir: Path) -> str:
     return f"{source} is in {workdir} already, imported with the same configuration"
 
 
-def _is_imported(workdir: Path, experiment: Experiment, facts: Mapping[str, Any]) -> bool:
+def _is_imported(
+    workdir: Path, experiment: Experiment, facts: Mapping[str, Any], tokenizer: DataConfig
+) -> bool:
     """Whether a workdir holds the finished import of ``experiment`` with the origin ``facts``.
 
-    A directory without a commit is known by its path. Raises ConfigError if the workdir holds
-    something else, CheckpointError if its checkpoint is damaged.
+    A directory without a commit is known by its path, a ``tokenizer`` by its file. Raises
+    ConfigError if the workdir holds something else, CheckpointError if its checkpoint is damaged.
     """
     has_files = (workdir / CONFIG).is_file() and (workdir / RUN).is_file()
     info = read_json(workdir / RUN) if has_files and has_checkpoint(workdir) else {}
@@ -160,10 +163,11 @@ def _is_imported(workdir: Path, experiment: Experiment, facts: Mapping[str, Any]
         return False
     with contextlib.closing(CheckpointStore(workdir / CHECKPOINTS)) as store:
         store.latest_valid_step()
-    stored = read_experiment(workdir)
-    stored = dataclasses.replace(stored, data=with_tokenizer_beside(stored.data, workdir))
-    before = flat_values(stored) | _origin(facts | info[IMPORTED])
+    before = flat_values(read_experiment(workdir)) | _origin(facts | info[IMPORTED])
     now = flat_values(experiment) | _origin(facts)
+    own, given = workdir / TOKENIZER, as_path(tokenizer.tokenizer)
+    if own.is_file() and given.is_file() and own.read_bytes() == given.read_bytes():
+        before["data.tokenizer"] = now["data.tokenizer"]  # the run may have been moved
     changes = [
         f"{key}: {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())

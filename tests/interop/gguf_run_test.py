@@ -148,9 +148,14 @@ def test_a_moved_import_is_there_too(imported, tmp_path):
     path, run = imported
     moved = shutil.copytree(run, tmp_path / "moved")
     config = json.loads((moved / "config.json").read_text())
-    config["data"]["tokenizer"] = str(tmp_path / "before" / "tokenizer.json")
-    (moved / "config.json").write_text(json.dumps(config))
-    assert "already" in import_run(path, moved, ["train.length=32"])
+    for before in ("before/tokenizer.json", "other.json"):
+        config["data"]["tokenizer"] = str(tmp_path / before)
+        (moved / "config.json").write_text(json.dumps(config))
+        assert "already" in import_run(path, moved, ["train.length=32"])
+    other = {"train.length": 32, "data.tokenizer": tmp_path / "other.json"}
+    (tmp_path / "other.json").write_text((run / "tokenizer.json").read_text() + " ")
+    with pytest.raises(ConfigError, match="(?s)holds weights imported from .*data.tokenizer: "):
+        import_run(path, run, [f"{key}={value}" for key, value in other.items()])
 
 
 def test_an_import_cut_off_in_saving_names_the_import(imported, tmp_path, capsys):

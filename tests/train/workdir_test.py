@@ -74,7 +74,7 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
     before = tree(rope)
     for arguments, message in (
         ((rope / "11", "same", 16), "there are: 8, 12"),
-        ((rope / "99", "same", 16), "step 99 of the parent: it was trained for train.steps = 12"),
+        ((rope / "99", "same", 16), "checkpoints/99 does not exist; there are: 8, 12"),
         ((rope, "same", 7), "no whole rows"),
         ((rope, "fope", 10**9), "length"),
     ):

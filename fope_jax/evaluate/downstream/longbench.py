@@ -145,7 +145,7 @@ def _check_prompt(prompt: str, what: str) -> None:
         parts = list(string.Formatter().parse(prompt))
     except ValueError as error:
         raise ValueError(f"{what} cannot be filled: {error}; a brace itself is doubled") from error
-    fields = [field for _, *field in parts if field[0] is not None]
+    fields = [(name, form, mark) for _, name, form, mark in parts if name is not None]
     for name, form, conversion in fields:
         if name not in ("context", "input") or form or conversion:
             field = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")

@@ -87,8 +87,9 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         )
     if IMPORTED in run:
         raise ConfigError(
-            f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, with "
-            "which no run begins; use another --workdir"
+            f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, which "
+            "another run would overwrite; use another --workdir. Training goes on from them with "
+            f"`fope extend {workdir} --method same --length TOKENS --workdir NEW`"
         )
     changes = incompatible_changes(old, experiment_to_dict(experiment)) if old else []
     if changes:

@@ -75,7 +75,7 @@ pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,1.5 --config.eva
   --config.evaluate.scored_tokens=2048
 pretrained-demo: $(INSTALLED)
 	$(BIN)/fope data download smollm2
-	@test -d $(PRETRAINED)/smollm2/checkpoints || $(BIN)/fope import \
+	@test -f $(PRETRAINED)/smollm2/checkpoints/0/manifest.json || $(BIN)/fope import \
 	  data_cache/downloads/SmolLM2-135M-Instruct.Q4_1.gguf --workdir $(PRETRAINED)/smollm2
 	$(BIN)/fope data build --config $(PRETRAINED)/smollm2/config.json
 	$(BIN)/fope generate $(PRETRAINED)/smollm2 "The history of the steam engine" --max-new-tokens 40

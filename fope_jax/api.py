@@ -724,13 +724,10 @@ def _has_weights(directory: Path) -> bool:
 
 
 def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:
-    experiment = imported_experiment(directory, import_config(directory), overrides)
     if workdir is not None:
-        target = as_path(workdir)
-        is_imported = (target / CONFIG).is_file() and read_experiment(target) == experiment
-        if not is_imported:
-            import_run(directory, target, overrides)
-        return load(target)
+        import_run(directory, workdir, overrides)
+        return load(workdir)
+    experiment = imported_experiment(directory, import_config(directory), overrides)
 
     def read_model() -> Transformer:
         imported = import_weights(directory)

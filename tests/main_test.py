@@ -269,8 +269,8 @@ def test_a_tokenizer_goes_with_its_weights(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("--config.model.d_model=32", "d_model=32, num_layers=2"),
-        ("--config.position.sigma=0.6", "but the weights are of FoPE(training_length=16, theta="),
+        ("--config.model.d_model=32", "config.model.d_model = 32, but the weights are of 16;"),
+        ("--config.position.sigma=0.6", "config.position.sigma = 0.6, but the weights are of 0.3"),
         ("--config.train.stpes=3", "config.train.stpes is unknown (nearest: train.steps)"),
     ],
 )

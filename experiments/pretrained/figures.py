@@ -103,6 +103,23 @@ def training_figure(results: Results) -> Any:
     return figure
 
 
+def updates_figure(results: Results) -> Any:
+    """Loss on held-out windows of 2,048 tokens, before the first update and after each tenth."""
+    figure, (axes,) = new_figure(7, 4.2)
+    names = [m for m in TRAININGS if results.of("training", method=m, seed=0)]
+    styles = method_styles(names)
+    labels = {method: label for label, method in NAMES.items()}
+    handles = {}
+    for method in names:
+        (row, *_) = results.of("training", method=method, seed=0)
+        updates, losses = zip(*row["held_out_loss"], strict=True)
+        (handles[labels[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
+    axes.set_xlabel(f"updates of one window of {TRAINED_AT:,} tokens")
+    axes.set_ylabel("held-out loss (nats a token)")
+    legend_below(figure, list(handles.values()), list(handles))
+    return figure
+
+
 def sizes_figure(results: Results) -> Any:
     """Mean size of q and k by frequency and layer, as the paper's figure 7."""
     (row, *_) = results.of("heads", method="rope", updates=0, context=LENGTH)
@@ -168,6 +185,7 @@ def write_figures(results: Results, directory: Path) -> list[Path]:
     for name, make, kind in (
         ("loss", loss_figure, "loss"),
         ("training", training_figure, "training"),
+        ("updates", updates_figure, "training"),
         ("sizes", sizes_figure, "heads"),
         ("heads", heads_figure, "heads"),
     ):

@@ -58,7 +58,7 @@ NAMES = {
 }
 MAIN = ("rope", "yarn", "clip", "fope")
 WELL_KNOWN = (*MAIN, "ntk", "self_extend")
-FAR_METHODS = ("yarn", "rope", "ntk", "fope")
+FAR_METHODS = ("yarn", "rope")
 
 TRAINED_AT = 2048
 UPDATES = 32  # of one window each

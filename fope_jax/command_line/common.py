@@ -6,6 +6,7 @@ Each verb imports what it needs when it runs: `fope report` starts without jax.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,17 @@ def load_experiment(arguments: argparse.Namespace):
     from fope_jax.config import build_experiment, load_config
 
     return build_experiment(load_config(arguments.config, arguments.overrides))
+
+
+def load_with_tokenizer(arguments: argparse.Namespace):
+    """The experiment of --config, with the tokenizer beside a config.json if its file is gone."""
+    from fope_jax.data.config import with_tokenizer_beside
+
+    experiment, path = load_experiment(arguments), Path(arguments.config)
+    if path.suffix != ".json":
+        return experiment
+    data = with_tokenizer_beside(experiment.data, path.parent)
+    return dataclasses.replace(experiment, data=data)
 
 
 def join_processes(arguments: argparse.Namespace) -> None:

@@ -55,13 +55,18 @@ if TYPE_CHECKING:
         help="downstream tasks in place of protocols: longbench[=DIR], ruler, paper, or FILE.jsonl",
     ),
     option(
-        "--max-items", type=int, metavar="N", help="of each task the first N items; all without it"
+        "--max-items",
+        type=int,
+        metavar="N",
+        help="of each task the first N items, all without it; of ruler, N trials at each length "
+        "and depth, at most evaluate.passkey_trials",
     ),
     option(
         "--max-length",
         type=int,
         metavar="TOKENS",
-        help="most tokens of a task's prompt with its answer; longer prompts lose their middle",
+        help="most tokens of a task's prompt with its answer; longer prompts lose their middle, "
+        "longer evaluate.passkey_lengths of ruler are left out",
     ),
     option(
         "--max-new-tokens",

@@ -12,6 +12,7 @@ from fope_jax.command_line.common import (
     group,
     join_processes,
     load_experiment,
+    load_with_tokenizer,
     local_path,
     option,
     print_once,
@@ -47,7 +48,7 @@ def build(arguments: argparse.Namespace) -> None:
         arguments.parser.error(f"{given[0]} needs --runner NAME")
     if arguments.runner and arguments.workers is not None:
         arguments.parser.error("--workers is for this machine; the workers of --runner are its own")
-    experiment = load_experiment(arguments)
+    experiment = load_with_tokenizer(arguments)
     from fope_jax.data.beam import Runner
     from fope_jax.data.build import build
 
@@ -69,7 +70,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     examples:
       fope data inspect --config configs/quickstart.py
     """
-    experiment = load_experiment(arguments)
+    experiment = load_with_tokenizer(arguments)
     from fope_jax.data.inspect_cache import inspect
 
     print(inspect(experiment.data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -63,8 +64,21 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     if not is_accepted:
         name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
         name = name or str(kind).replace("typing.", "").replace("NoneType", "None")
-        raise ConfigError(f"config.{key} = {value!r} is {type(value).__name__}; accepted: {name}")
+        found = "no finite number" if _is_not_finite(value) else type(value).__name__
+        raise ConfigError(f"config.{key} = {value!r} is {found}; accepted: {name}")
     return result
+
+
+def _is_not_finite(value: Any) -> bool:
+    """Whether a value is the text of NaN or infinity, which is no literal.
+
+    >>> [_is_not_finite(text) for text in ("nan", "-inf", "1e5", "x", None)]
+    [True, True, False, False, False]
+    """
+    try:
+        return isinstance(value, str) and not math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _convert(value: Any, kind: Any) -> tuple[bool, Any]:

@@ -1,7 +1,9 @@
 """Which directory holds the token cache of a configuration.
 
 A cache is never overwritten: its directory is named by the configuration and by its content, and
-changed text is built into another directory, so that finished runs keep the tokens they read.
+changed text is built into another directory, so that finished runs keep the tokens they read. Of a
+tokenizer.json the name has the path; where none is built by that name, a cache of the same text and
+an equal file counts.
 
     CACHE_DIR/text-bytes-1a2b3c4d5e6f-0123456789ab/     digest of the configuration, fingerprint
     CACHE_DIR/text-bytes-1a2b3c4d5e6f.current.json      which of them was built last
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.manifest import CacheError, StoredManifest, load_manifest, read_manifest
+from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, is_in_bucket, path_within
@@ -95,7 +98,7 @@ def _locate(config: DataConfig, fingerprint: str | None) -> tuple[Path, StoredMa
         return base, None
     if manifest := load_manifest(base):
         return base, manifest
-    found = list(_built_beside(base))
+    found = list(_built_beside(base)) or list(_built_with_equal_tokenizer(config))
     if len(found) > 1:
         raise CacheError(
             f"token cache: {pointer} is missing, and without it nothing says which of these was "
@@ -112,7 +115,9 @@ def content_directory(base: Path, fingerprint: str) -> Path:
 def built_directories(config: DataConfig) -> list[Path]:
     """The complete caches of ``config``, the one built last first."""
     base = base_directory(config)
-    candidates = [base, *([] if is_in_bucket(base) else _built_beside(base))]
+    candidates = [base]
+    if not is_in_bucket(base):
+        candidates += [*_built_beside(base), *_built_with_equal_tokenizer(config)]
     with contextlib.suppress(CacheError):
         candidates.insert(0, cache_directory(config))
     return [path for path in dict.fromkeys(candidates) if _is_built(path)]
@@ -198,6 +203,28 @@ def _named_by(parent: Path, fingerprint: str) -> Iterator[Path]:
 def _built_beside(base: Path) -> Iterator[Path]:
     """Complete caches of the same configuration, by name."""
     yield from filter(_is_built, sorted(base.parent.glob(f"{base.name}-{'[0-9a-f]' * _DIGITS}")))
+
+
+def _built_with_equal_tokenizer(config: DataConfig) -> Iterator[Path]:
+    """Complete caches of the same configuration but for the path of an equal tokenizer.json.
+
+    A directory is named by the path; the file may have been moved or copied, with its run.
+    """
+    path = as_path(config.tokenizer)
+    if not config.tokenizer.endswith(".json") or is_in_bucket(path) or not path.is_file():
+        return
+    names, tokenizer = set(), None
+    for pointer in sorted(as_path(config.cache_dir).glob("*.current.json")):
+        with contextlib.suppress(CacheError, ValueError, KeyError, OSError):
+            directory = path_within(pointer.parent, read_json(pointer)["directory"])
+            manifest = read_manifest(directory)
+            identity = cache_identity(config) | {"tokenizer": ""}
+            if not manifest or manifest["config"] | {"tokenizer": ""} != identity:
+                continue
+            tokenizer = tokenizer or JsonTokenizer.load(path)
+            if manifest["tokenizer"]["fingerprint"] == tokenizer.fingerprint:
+                names.add(directory.name)
+    yield from (as_path(config.cache_dir) / name for name in sorted(names))
 
 
 def _is_built(directory: Path) -> bool:

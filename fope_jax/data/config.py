@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fope_jax.data.retrieval import TASKS
-from fope_jax.storage.paths import SUPPORTED_PATHS, is_supported_path
+from fope_jax.storage.paths import (
+    SUPPORTED_PATHS,
+    absolute_path,
+    as_path,
+    is_in_bucket,
+    is_supported_path,
+)
+
+log = logging.getLogger(__name__)
 
 Corpus = Literal["gutenberg", "c4", "text", "mixture", "none"]
 Packing = Literal["documents", "windows"]
@@ -202,3 +212,18 @@ def _name_and_share(entry: str) -> tuple[str, float]:
         return name, float(share)
     except ValueError:
         return name, 0.0
+
+
+def with_tokenizer_beside(config: DataConfig, directory: str | os.PathLike[str]) -> DataConfig:
+    """``config`` of a run in ``directory``, with the run's own tokenizer.json if its file is gone.
+
+    config.json names an absolute path; a run that was moved or copied has the file beside it.
+    """
+    name = config.tokenizer
+    if not name.endswith(".json") or is_in_bucket(name) or as_path(name).is_file():
+        return config
+    own = absolute_path(directory) / "tokenizer.json"
+    if not own.is_file():
+        return config
+    log.info("data.tokenizer = %r is not there: %s is read", name, own)
+    return dataclasses.replace(config, tokenizer=str(own))

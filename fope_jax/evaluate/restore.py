@@ -19,8 +19,10 @@ from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.content import has_gguf_magic
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,8 @@ def read_experiment(workdir: Path) -> Experiment:
 def _describe_other_path(path: Path) -> str:
     parent_is_run = (path.parent / "config.json").is_file()
     has_manifest = (path / "manifest.json").is_file()
+    if has_gguf_magic(path):
+        return f"it is a GGUF file; `fope import {path} --workdir RUN` makes a run of it"
     if path.exists() and not path.is_dir():
         return "it is a file; name the directory of the run, the --workdir of `fope train`"
     if path.exists() and parent_is_run and path.name.isdecimal():
@@ -97,11 +101,19 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
     """``step``, or the newest valid step where it is None."""
     step = store.latest_valid_step() if step is None else step
     if step is None:
-        raise FileNotFoundError(
-            f"{workdir} has no valid checkpoint; train it with "
-            f"`fope train --config CONFIG --workdir {workdir}`"
-        )
+        raise FileNotFoundError(f"{workdir} has no valid checkpoint; {_how_to_make(workdir)}")
     return step
+
+
+def _how_to_make(workdir: Path) -> str:
+    """The command that makes or finishes a run, by the files of one that was cut off."""
+    info = read_json(workdir / RUN) if (workdir / RUN).is_file() else {}
+    if IMPORTED in info:
+        source = info[IMPORTED].get("directory", "SOURCE")
+        return f"import it again with `fope import {source} --workdir {workdir}`"
+    if (workdir / LINEAGE).is_file():
+        return f"make it with the same `fope extend PARENT .. --workdir {workdir}` again"
+    return f"train it with `fope train --config CONFIG --workdir {workdir}`"
 
 
 def load_run(

@@ -21,7 +21,12 @@ from fope_jax.config import (
     split_override,
 )
 from fope_jax.evaluate.agreement import check_processes_agree
-from fope_jax.evaluate.downstream.plan import TaskRequest, read_tasks, task_protocols
+from fope_jax.evaluate.downstream.plan import (
+    TaskRequest,
+    read_tasks,
+    task_protocols,
+    without_repeats,
+)
 from fope_jax.evaluate.generation import Answerer, model_answerer
 from fope_jax.evaluate.metrics import (
     METRICS,
@@ -149,7 +154,7 @@ def evaluate(
                     planned += task_protocols(
                         loaded, request_tasks, changed, data, unstated, variant, workdir, step
                     )
-                    planned = [protocol.under(variant) for protocol in planned]
+                    planned = [protocol.under(variant) for protocol in without_repeats(planned)]
                     subjects.append(_Subject(variant, changed, planned))
         if CACHE_KEY in stated and is_main_process():
             record_cache_dir(workdir, data)

@@ -14,7 +14,7 @@ from typing import Any
 from fope_jax.data.cache import open_cache
 from fope_jax.data.cache_directories import find_cache
 from fope_jax.data.cache_reader import TokenCache
-from fope_jax.data.config import DataConfig
+from fope_jax.data.config import DataConfig, with_tokenizer_beside
 from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
@@ -72,8 +72,10 @@ def find_run_data(workdir: str | Path, data: DataConfig) -> RunData:
 
     It is looked for in ``data.cache_dir``, as seen from the working directory, and in the directory
     that training recorded. Where ``data.cache_dir`` is another than in config.json, somebody said
-    where it is: then in that one alone.
+    where it is: then in that one alone. For a tokenizer file that is gone see
+    `with_tokenizer_beside`.
     """
+    data = with_tokenizer_beside(data, workdir)
     info, stored = _read(workdir, RUN), _read(workdir, CONFIG).get("data", {})
     fingerprint, places = info.get(DATA, {}).get("fingerprint"), [data.cache_dir]
     if data.cache_dir == stored.get("cache_dir", data.cache_dir):

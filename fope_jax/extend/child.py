@@ -20,6 +20,7 @@ from fope_jax.config.fields import parse_value
 from fope_jax.extend.frequencies import unwrapped
 from fope_jax.extend.request import (
     check_drope,
+    check_length,
     check_model,
     check_step,
     child_position,
@@ -69,6 +70,7 @@ def child_experiment(
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"optimizer {optimizer!r}; accepted: {', '.join(OPTIMIZERS)}")
+    check_length(length)
     texts = stated_overrides(overrides)
     file = config.to_dict() if config is not None else {}
     stated = {f"train.{key}" for key in file.get("train", {})} | texts.keys()
@@ -84,7 +86,7 @@ def child_experiment(
             raise ConfigError("imported weights have no optimizer to keep; take reset")
         text, key = texts.get("train.batch_size"), "train.batch_size"
         tokens = length * (parse_value(key, text, int) if text else file["train"]["batch_size"])
-    if length < 1 or tokens % length:
+    if tokens % length:
         raise ConfigError(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
             f"{tokens} tokens, which are no whole rows of it"

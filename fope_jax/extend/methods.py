@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fope_jax.extend.coefficients import check_table_length
@@ -16,7 +16,7 @@ from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import Wrapper
-from fope_jax.position.registry import METHODS, SCALINGS, name_of, required_knobs
+from fope_jax.position.registry import METHODS, SCALINGS, field_knobs, name_of, required_knobs
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import ClipFloor, Scaling
 from fope_jax.position.xpos import XPos
@@ -59,31 +59,51 @@ def target_classes(
     >>> [cls.__name__ for cls in target_classes(RoPE(), "pi")]
     ['RoPE', 'PositionInterpolation']
     """
-    name, is_rotary = ALIASES.get(target, target), isinstance(parent, (RoPE, FoPE))
-    cls = METHODS.get(name)
-    if name == SAME or cls is type(parent):
-        return type(parent), None
-    if cls is None and name not in SCALINGS and name != INNER:
+    name = ALIASES.get(target, target)
+    if name not in (SAME, INNER) and name not in METHODS and name not in SCALINGS:
         known = [SAME, INNER, *METHODS, *SCALINGS, *ALIASES]
         raise ValueError(f"unknown method {target!r}{nearest(target, known)}")
+    classes = _find_classes(parent, name)
+    if classes is None:
+        raise ValueError(f"{name_of(unwrapped(parent))} to {target}: {_refusal(parent, name)}")
+    return classes
+
+
+def _find_classes(
+    parent: PositionEmbedding, name: str
+) -> tuple[type[PositionEmbedding], type[Scaling] | None] | None:
+    """`target_classes` of a known name; None where it cannot follow."""
+    cls, is_rotary = METHODS.get(name), isinstance(parent, (RoPE, FoPE))
+    if name == SAME or cls is type(parent):
+        return type(parent), None
     if cls is not None and issubclass(cls, Wrapper):
         return cls, None
     if isinstance(parent, Wrapper):
-        inner = parent.inner
-        return (type(inner), None) if name == INNER else target_classes(inner, target)
+        return (type(parent.inner), None) if name == INNER else _find_classes(parent.inner, name)
     if is_rotary and name in SCALINGS:
         return type(parent), SCALINGS[name]
     if cls in (NoPE, DroPE) and (is_rotary or type(parent) in (NoPE, DroPE)):
         return cls, None
-    if isinstance(parent, RoPE) and cls is FoPE:
-        accepted = {"interleaved": False, "partial_rotary_factor": 1.0, "learnable": False}
-        for knob, value in accepted.items():
-            if getattr(parent, knob) != value:
-                raise ValueError(
-                    f"rope to fope: the parent has {knob}={getattr(parent, knob)}, which FoPE does "
-                    f"not know; it follows from rope with {knob}={value}"
-                )
+    if isinstance(parent, RoPE) and cls is FoPE and not _unknown_to_fope(parent):
         return FoPE, None
+    return None
+
+
+def _unknown_to_fope(parent: RoPE) -> dict[str, Any]:
+    """The knobs with which FoPE cannot follow, and the values with which it does."""
+    known = {"interleaved": False, "partial_rotary_factor": 1.0, "learnable": False}
+    return {knob: value for knob, value in known.items() if getattr(parent, knob) != value}
+
+
+def _refusal(parent: PositionEmbedding, name: str) -> str:
+    """Why what ``name`` means cannot follow the parent, and what can."""
+    parent, cls = unwrapped(parent), METHODS.get(name)
+    if isinstance(parent, RoPE) and cls is FoPE:
+        knob, value = next(iter(_unknown_to_fope(parent).items()))
+        return (
+            f"the parent has {knob}={getattr(parent, knob)}, which FoPE does not know; it follows "
+            f"from rope with {knob}={value}"
+        )
     if name == INNER:
         reason = "nothing stands inside it, as in a sliding window or logit scaling"
     elif isinstance(parent, FoPE) and name == "rope":
@@ -95,8 +115,35 @@ def target_classes(
         reason = _LACKS[parent.kind]
         if parent.kind == "rotation" and cls is not None and cls.kind != "rotation":
             reason += f", and {name} was never part of what it learned"
-        reason += f"; accepted: {SAME}, {name_of(parent)}"
-    raise ValueError(f"{name_of(parent)} to {target}: {reason}")
+    follows = [x for x in (*METHODS, *SCALINGS) if _find_classes(parent, x) is not None]
+    around = [x for x in follows if x in METHODS and issubclass(METHODS[x], Wrapper)]
+    accepted = [SAME, *(x for x in follows if x not in around)]
+    return f"{reason}; accepted: {', '.join(accepted)}; around it, if it fits, {', '.join(around)}"
+
+
+class MissingKnobError(ValueError):
+    """Knobs that no length gives were not stated.
+
+    Attributes:
+      what: the message without how to state them.
+      names: of the knobs.
+    """
+
+    def __init__(self, what: str, names: Sequence[str]):
+        flags = " ".join(f"--config.position.{name}=VALUE" for name in names)
+        super().__init__(f"{what}: {flags}")
+        self.what, self.names = what, names
+
+
+def check_knobs(parent: PositionEmbedding, target: str, names: Iterable[str]) -> None:
+    """Raises ValueError for a knob that neither the scaling nor the method of ``target`` has."""
+    cls, scaling = target_classes(parent, target)
+    known = [] if scaling is None else list(field_knobs(scaling))
+    known += [name for name in field_knobs(cls) if name not in known]
+    for name in names:
+        if name not in known and name != "preset":
+            owner = cls.__name__ if target in (SAME, INNER) else target
+            raise ValueError(f"unknown knob {name!r} of {owner}{nearest(name, known)}")
 
 
 def extend_position(
@@ -148,6 +195,7 @@ def extend_position(
             f"length={length}: shorter than the {from_length} tokens the parent was trained on; "
             "where that is meant: --allow-shorter"
         )
+    check_knobs(parent, target, knobs or {})
     positions = positions or from_length
     lengths = _Lengths(from_length, positions, made_for or positions, length)
     child = _continue(parent, target, lengths, head_dim, dict(knobs or {}))
@@ -228,18 +276,15 @@ def _continue(
     if is_new and issubclass(cls, Wrapper):
         changes["inner"] = parent
         if missing := [name for name in required_knobs(cls) if name not in changes | knobs]:
-            flags = " ".join(f"--config.position.{name}=VALUE" for name in missing)
-            raise ValueError(f"{target} needs {', '.join(missing)}, which no length gives: {flags}")
+            what = f"{target} needs {', '.join(missing)}, which no length gives"
+            raise MissingKnobError(what, missing)
     return _build(parent, cls, changes, knobs)
 
 
 def _build(
     parent: PositionEmbedding, cls: type, changes: dict[str, Any], knobs: dict[str, Any]
 ) -> PositionEmbedding:
-    names, preset = [f.name for f in dataclasses.fields(cls) if f.init], knobs.pop("preset", None)
-    for knob in knobs:
-        if knob not in names:
-            raise ValueError(f"unknown knob {knob!r} of {cls.__name__}{nearest(knob, names)}")
+    preset = knobs.pop("preset", None)
     if cls is type(parent):
         if preset is not None:
             raise ValueError(
@@ -295,10 +340,10 @@ def _extend_scaling(
                 f" (a divisor for each of the {num_pairs} frequencies, found by search; a "
                 "checkpoint of Hugging Face has them in its rope_parameters)"
             )
-            raise ValueError(
+            raise MissingKnobError(
                 f"{cls.__name__} needs the knob {name!r}, which no length gives"
-                f"{searched if name == 'long_factor' else ''}: state it, on the command line as "
-                f"--config.position.{name}=VALUE"
+                f"{searched if name == 'long_factor' else ''}",
+                [name],
             )
     if cls.stretches and "factor" not in stated and known["factor"] < 1:
         raise ValueError(

@@ -83,6 +83,7 @@ def open_parent(
 
     Raises:
       FileNotFoundError: no run, no valid checkpoint, or no weights.
+      CheckpointError: there is no checkpoint of that step.
       ConfigError: Hugging Face weights have no fitting tokenizer.json, and none is given.
       ValueError: see ``import_weights``.
     """
@@ -94,11 +95,11 @@ def open_parent(
 def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
     run, named_step = split_step(source)
     experiment = read_experiment(run)
-    step = step if named_step is None else named_step
-    if step is None:
-        store = CheckpointStore(run / CHECKPOINTS)
-        step = find_step(run, store, None)
-        store.close()
+    with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
+        if step is None and named_step is not None:  # an extension that has begun may outlive it
+            store.check_exists(named_step)
+        step = step if named_step is None else named_step
+        step = find_step(run, store, None) if step is None else step
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fope_jax.config import ConfigError, Experiment, TrainConfig, parse_knob, split_override
 from fope_jax.config.fields import field_types
-from fope_jax.extend.methods import extend_position, target_classes
+from fope_jax.extend.methods import check_knobs, extend_position, target_classes
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.position import DroPE, PositionEmbedding, from_spec
 
@@ -22,6 +22,12 @@ def stated_overrides(overrides: Iterable[str]) -> dict[str, str]:
         if key in texts:
             raise ConfigError(f"config.{key} = {texts[key]}: an extension takes it from {option}")
     return texts
+
+
+def check_length(length: int) -> None:
+    """Raises ConfigError for a length of no tokens."""
+    if length < 1:
+        raise ConfigError(f"length {length}; accepted: 1 token or more")
 
 
 def check_step(config: TrainConfig, step: int) -> None:
@@ -101,6 +107,7 @@ def parse_knobs(parent: PositionEmbedding, method: str, texts: Mapping[str, str]
     >>> parse_knobs(RoPE(), "yarn", {"factor": "4", "truncate": "false"})
     {'factor': 4.0, 'truncate': False}
     """
+    check_knobs(parent, method, texts)
     cls, scaling = target_classes(parent, method)
     kinds = {"preset": str} | field_types(cls) | (field_types(scaling) if scaling else {})
     return {

@@ -26,7 +26,13 @@ from fope_jax.extend.arrays import carry_position, with_position
 from fope_jax.extend.frequencies import frequency_changes
 from fope_jax.extend.lineage import lineage_of, log_position_change
 from fope_jax.extend.parent import Parent, load_beside
-from fope_jax.extend.request import check_model, check_step, child_position, stated_overrides
+from fope_jax.extend.request import (
+    check_length,
+    check_model,
+    check_step,
+    child_position,
+    stated_overrides,
+)
 from fope_jax.interop.hub import PREFIX
 from fope_jax.interop.tokenizer_files import TOKENIZER_FILES
 from fope_jax.position import to_spec
@@ -67,6 +73,7 @@ def untrained_experiment(
     Raises:
       ConfigError, ValueError: as ``child_experiment``; also an override of another section.
     """
+    check_length(length)
     texts = stated_overrides(overrides)
     for key, text in texts.items():
         section = key.partition(".")[0]

@@ -11,7 +11,7 @@ from fope_jax.config import ConfigError
 from fope_jax.evaluate.variants import Variant
 from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.frequencies import frequency_changes
-from fope_jax.extend.methods import SAME, extend_position, target_classes
+from fope_jax.extend.methods import SAME, MissingKnobError, extend_position, target_classes
 from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.extend.request import parse_knobs
 from fope_jax.position import PositionVariables
@@ -29,7 +29,7 @@ def split_variant(text: str) -> tuple[str, dict[str, str]]:
     ('longrope', {'long_factor': '(1.0,4.0)', 'factor': '4'})
 
     Raises:
-      ConfigError: a knob without a value, or no method.
+      ConfigError: a knob without a value or given twice, or no method.
     """
     method, _, rest = text.partition(":")
     knobs, part, depth = {}, "", 0
@@ -41,6 +41,8 @@ def split_variant(text: str) -> tuple[str, dict[str, str]]:
         name, equals, value = part.partition("=")
         if part and not (equals and name.strip() and value.strip()):
             raise ConfigError(f"--as {text}: {part!r} is no KNOB=VALUE, such as yarn:factor=4")
+        if name.strip() in knobs:
+            raise ConfigError(f"--as {text}: {name.strip()} is given twice; accepted: each once")
         if part:
             knobs[name.strip()] = value.strip()
         part = ""
@@ -95,6 +97,10 @@ def make_variant(parent: Parent, text: str) -> Variant:
             positions=parent.experiment.train.trained_positions,
         )
         position.check(shape)
+    except MissingKnobError as error:
+        stated = [f"{name}={value}" for name, value in texts.items()]
+        full = ",".join([*stated, *(f"{name}=VALUE" for name in error.names)])
+        raise ConfigError(f"--as {text}: {error.what}: {method}:{full}") from error
     except ValueError as error:
         raise ConfigError(f"--as {text}: {error}") from error
     experiment = dataclasses.replace(parent.experiment, position=position)

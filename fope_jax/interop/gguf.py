@@ -6,7 +6,7 @@ quantisation. Metadata becomes the config.json that ``huggingface.from_config`` 
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ from fope_jax.interop.weights import ImportedModel, raise_problems, tensor_views
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import RoPE
-from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.content import GGUF_MAGIC, detect_content, has_gguf_magic, read_head
 
 SUFFIX = ".gguf"
 EXTRA = "gguf"
@@ -108,12 +108,12 @@ class GGUFFile(NamedTuple):
 
 
 def is_gguf(source: str | Path) -> bool:
-    """Whether a path is named as a GGUF file is.
+    """Whether a path is named as a GGUF file is, or begins as one.
 
     >>> is_gguf("models/SmolLM2-135M.Q4_1.gguf"), is_gguf("models/SmolLM2-135M")
     (True, False)
     """
-    return Path(source).suffix.lower() == SUFFIX
+    return Path(source).suffix.lower() == SUFFIX or has_gguf_magic(Path(source))
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
@@ -131,7 +131,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
             what = f"it is a directory; name a file (those in it that end in {SUFFIX}: {files})"
         raise FileNotFoundError(f"{path} is no GGUF file: {what}")
     head = read_head(path)
-    if not head.startswith(b"GGUF"):
+    if not head.startswith(GGUF_MAGIC):
         found = detect_content(head)
         what = f"it is {found.kind}; {found.advice}" if found else "it does not begin with 'GGUF'"
         raise ValueError(f"{path} is no GGUF file: {what}")
@@ -140,12 +140,10 @@ def open_gguf(path: str | Path) -> GGUFFile:
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except _CutOffError as error:
         raise ValueError(f"{path} is cut off: {error}; fetch it again") from error
+    except _QuantisationError as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # the library raises many kinds, without the file's name
-        reason = str(error) or repr(error)
-        if "GGMLQuantizationType" in reason:
-            number = re.findall(r"\d+", reason)[-1]
-            reason = f"a tensor has quantisation {number}, which gguf does not know"
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        raise ValueError(f"{path} cannot be read: {str(error) or repr(error)}") from error
     if reader.byte_order != "I":
         raise ValueError(f"{path} has the byte order of another machine: convert it first")
     if metadata.get("general.type", "model") != "model":
@@ -155,17 +153,21 @@ def open_gguf(path: str | Path) -> GGUFFile:
             f"{path} is one of {metadata['split.count']} parts; join them first, with "
             "`llama-gguf-split --merge` of llama.cpp"
         )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    _check_quantisations(path, tensors, gguf)
-    return GGUFFile(path, metadata, tensors)
+    return GGUFFile(path, metadata, {tensor.name: tensor for tensor in reader.tensors})
 
 
 class _CutOffError(ValueError):
     """The file ends before what it announces."""
 
 
+class _QuantisationError(ValueError):
+    """A tensor is of a type that is not known, or cannot be dequantised."""
+
+
 def _reader_class(gguf: Any) -> Any:
-    """The library's reader; it takes what lies beyond the end of a file for empty."""
+    """The library's reader, which takes what lies beyond the end of a file for empty and does not
+    name the tensor of an unknown type."""
+    accepted = {kind.value: kind.name for kind in _dequantisable(gguf)}
 
     class Reader(gguf.GGUFReader):
         def _check_end(self, end):
@@ -185,20 +187,29 @@ def _reader_class(gguf: Any) -> Any:
                 self._check_end(orig_offs + 12 + count * np.dtype(kind).itemsize)
             return super()._get_field_parts(orig_offs, raw_type)
 
+        def _get_tensor_info_field(self, orig_offs):
+            field = super()._get_tensor_info_field(orig_offs)
+            kind = int(field.parts[4][0])
+            if kind not in accepted:
+                names = {known.value: known.name for known in gguf.GGMLQuantizationType}
+                raise _QuantisationError(
+                    f"{field.name} has the quantisation {names.get(kind, kind)}; accepted: "
+                    f"{', '.join(accepted.values())}"
+                )
+            return field
+
     return Reader
 
 
-def _check_quantisations(path: Path, tensors: Mapping[str, Any], gguf: Any) -> None:
-    """Raises ValueError for a type that cannot be dequantised, before any tensor is read."""
-    for name, tensor in tensors.items():
-        kind = tensor.tensor_type
-        block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
-        try:
+def _dequantisable(gguf: Any) -> list[Any]:
+    """The types that the library dequantises."""
+    kinds = []
+    for kind in gguf.GGMLQuantizationType:
+        with contextlib.suppress(NotImplementedError):
+            block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
             gguf.quants.dequantize(block, kind)
-        except NotImplementedError as error:
-            raise ValueError(
-                f"{path}: {name} has the quantisation {kind.name}, which gguf cannot dequantise"
-            ) from error
+            kinds.append(kind)
+    return kinds
 
 
 # ---------------------------------------------------------------------------- configuration

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
@@ -20,6 +21,7 @@ from fope_jax.config import (
     apply_overrides,
     build_experiment,
     experiment_to_dict,
+    flat_values,
     split_override,
 )
 from fope_jax.data import DataConfig
@@ -32,7 +34,7 @@ from fope_jax.data.tokenizers import (
     describe_tokenizer,
 )
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.restore import LoadedRun, load_run
+from fope_jax.evaluate.restore import LoadedRun, load_run, read_experiment
 from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
@@ -75,8 +77,10 @@ from fope_jax.train.workdir import (
     IMPORTED,
     KEPT,
     LINEAGE,
+    RUN,
     UNTRAINED,
     check_workdir,
+    has_checkpoint,
     open_workdir,
     write_run_info,
 )
@@ -96,6 +100,8 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
         defaults to the checkpoint's ``max_position_embeddings``, or what an export states.
 
+    A finished import of the same weights with the same configuration is left as it is.
+
     Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing or
     too large for the embedding, or the workdir holds something else; OSError if it cannot be
     written; or as ``import_weights`` and ``open_gguf``.
@@ -107,9 +113,13 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     config = import_config(source)
     experiment = imported_experiment(source, config, overrides)
     check_tokenizer(experiment)
-    check_workdir(workdir, experiment)  # before reading the weights, which may take minutes
     origin = origin_of(source.absolute())
     facts = {"training_length": config.training_length} | (origin._asdict() if origin else {})
+    facts = {"directory": str(source)} | facts
+    if _is_imported(
+        workdir, experiment, facts, experiment.data
+    ):  # weights are read later, which may take minutes
+        return _already_there(source, workdir)
     return _save_import(source, workdir, experiment, import_weights(source), facts, experiment.data)
 
 
@@ -121,16 +131,60 @@ def _import_gguf(path: Path, workdir: Path, overrides: list[str]) -> str:
         if "data.tokenizer" not in dict(map(split_override, overrides)):
             write_gguf_tokenizer(file, Path(scratch))
         rebuilt = imported_experiment(Path(scratch), config, overrides, name=path.stem)
-        check_tokenizer(rebuilt)
+        check_tokenizer(rebuilt, Path(scratch), path)
         experiment = rebuilt
         if rebuilt.data.tokenizer == str(Path(scratch, TOKENIZER)):
             data = dataclasses.replace(rebuilt.data, tokenizer=str(workdir.absolute() / TOKENIZER))
             experiment = dataclasses.replace(rebuilt, data=data)
-        check_workdir(workdir, experiment)
-        facts = {"sha256": file_sha256(path), "quantisations": file.quantisations}
-        facts |= {"training_length": config.training_length}
+        facts = {"directory": str(path), "sha256": file_sha256(path)}
+        facts |= {"quantisations": file.quantisations, "training_length": config.training_length}
+        if _is_imported(workdir, experiment, facts, rebuilt.data):
+            return _already_there(path, workdir)
         imported = import_gguf_weights(file)
         return _save_import(path, workdir, experiment, imported, facts, rebuilt.data)
+
+
+def _already_there(source: Path, workdir: Path) -> str:
+    return f"{source} is in {workdir} already, imported with the same configuration"
+
+
+def _is_imported(
+    workdir: Path, experiment: Experiment, facts: Mapping[str, Any], tokenizer: DataConfig
+) -> bool:
+    """Whether a workdir holds the finished import of ``experiment`` with the origin ``facts``.
+
+    A directory without a commit is known by its path, a ``tokenizer`` by its file. Raises
+    ConfigError if the workdir holds something else, CheckpointError if its checkpoint is damaged.
+    """
+    has_files = (workdir / CONFIG).is_file() and (workdir / RUN).is_file()
+    info = read_json(workdir / RUN) if has_files and has_checkpoint(workdir) else {}
+    if IMPORTED not in info or UNTRAINED in info:
+        check_workdir(workdir, experiment)
+        return False
+    with contextlib.closing(CheckpointStore(workdir / CHECKPOINTS)) as store:
+        store.latest_valid_step()
+    before = flat_values(read_experiment(workdir)) | _origin(facts | info[IMPORTED])
+    now = flat_values(experiment) | _origin(facts)
+    own, given = workdir / TOKENIZER, as_path(tokenizer.tokenizer)
+    if own.is_file() and given.is_file() and own.read_bytes() == given.read_bytes():
+        before["data.tokenizer"] = now["data.tokenizer"]  # the run may have been moved
+    changes = [
+        f"{key}: {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise ConfigError(
+            f"workdir {workdir} holds weights imported from {info[IMPORTED]['directory']}, but "
+            "others or in another way; use another --workdir. Different:\n  " + "\n  ".join(changes)
+        )
+    return True
+
+
+def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What says which weights were imported: a checksum, a commit, or else the path."""
+    names = [name for name in ("sha256", "commit") if name in facts]
+    return {n: facts[n] for n in names} or {"path": str(Path(facts["directory"]).absolute())}
 
 
 def _check_is_no_directory_of_gguf(source: Path) -> None:
@@ -162,7 +216,7 @@ def _save_import(
         "seed": experiment.seed,
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
-        IMPORTED: {"directory": str(source), **facts},
+        IMPORTED: dict(facts),
         KEPT: imported.extra_keys,
     }
     with lock_run(workdir, "import"):
@@ -221,15 +275,22 @@ def imported_experiment(
     )
     experiment = build_experiment(apply_overrides(ConfigDict(experiment_to_dict(base)), overrides))
     changeable = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
-    for name, old, new in (
-        ("model", dataclasses.replace(imported.config, **changeable), experiment.model),
-        ("position", imported.position, experiment.position),
-    ):
-        if old != new:
-            raise ConfigError(
-                f"config.{name} = {new}, but the weights are of {old}; an import can change "
-                f"{', '.join(f'model.{field}' for field in RUNTIME_FIELDS)} only"
-            )
+    expected = dataclasses.replace(
+        experiment,
+        model=dataclasses.replace(imported.config, **changeable),
+        position=imported.position,
+    )
+    before, now = flat_values(expected), flat_values(experiment)
+    changes = [
+        f"config.{key} = {now.get(key)!r}, but the weights are of {before.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{'; '.join(changes)}; an import can change "
+            f"{', '.join(f'model.{field}' for field in RUNTIME_FIELDS)} only"
+        )
     token, added = experiment.evaluate.bos_token, experiment.evaluate.add_bos_token
     log.info(
         "BOS token: %s (%s)",
@@ -245,8 +306,13 @@ def is_tokenizer_compatible(imported: Experiment) -> bool:
     return size is None or size <= imported.model.vocab_size
 
 
-def check_tokenizer(imported: Experiment) -> None:
-    """Raises ConfigError if the tokenizer is missing or has more tokens than the embedding."""
+def check_tokenizer(
+    imported: Experiment, scratch: Path | None = None, source: Path | None = None
+) -> None:
+    """Raises ConfigError if the tokenizer is missing or has more tokens than the embedding.
+
+    A tokenizer in ``scratch`` was rebuilt from the file ``source``, which messages then name.
+    """
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
         content = detect_content(read_head(path))
@@ -257,9 +323,11 @@ def check_tokenizer(imported: Experiment) -> None:
         if not path.is_file():
             raise ConfigError(f"data.tokenizer = {str(path)!r}: there is no such file")
     if not is_tokenizer_compatible(imported):
-        size = _vocab_size(imported.data)
+        size, named = _vocab_size(imported.data), imported.data.tokenizer
+        if scratch is not None and path.parent == scratch:
+            named = f"in {source}"
         raise ConfigError(
-            f"the tokenizer {imported.data.tokenizer} has {size:,} tokens, the embedding of "
+            f"the tokenizer {named} has {size:,} tokens, the embedding of "
             f"{imported.name} has {imported.model.vocab_size:,}, and an import does not change it: "
             "name the tokenizer that the model was trained with, "
             f"--config.data.tokenizer=PATH/{TOKENIZER}, or make the embedding larger before "

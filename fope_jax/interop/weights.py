@@ -29,7 +29,7 @@ from fope_jax.model.config import TransformerConfig
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import FoPE, PositionEmbedding, fingerprint
-from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.content import detect_content, has_gguf_magic, read_head
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import path_within
 
@@ -182,7 +182,7 @@ def import_config(directory: str | Path) -> ImportedConfig:
         what = "there is no such directory; hf:ORG/NAME takes one from the Hugging Face Hub"
         if directory.exists():
             what = f"no {CONFIG} in it" if directory.is_dir() else "it is a file, no directory"
-        if directory.suffix == ".gguf":
+        if directory.suffix == ".gguf" or has_gguf_magic(directory):
             what += f"; `fope import {directory} --workdir RUN` makes a run of a GGUF file"
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: {what}")
     values = read_json(path)

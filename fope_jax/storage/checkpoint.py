@@ -302,13 +302,18 @@ class CheckpointStore:
             raise CheckpointError(
                 f"checkpoint {path} is not whole: its save is under way, or was cut off"
             )
-        if step not in self._steps():
-            steps = ", ".join(map(str, sorted(self._steps()))) or "none"
-            raise CheckpointError(f"checkpoint {path} does not exist; there are: {steps}")
+        self.check_exists(step)
         damage = self._damage(step)
         if damage is not None:
             raise CheckpointError(f"checkpoint {path} is damaged: {damage}")
         return json.loads((path / METADATA).read_text())
+
+    def check_exists(self, step: int) -> None:
+        """Raises CheckpointError, with the steps that there are, if there is no such step."""
+        if step not in self._steps():
+            steps = ", ".join(map(str, sorted(self._steps()))) or "none"
+            path = self.directory / str(step)
+            raise CheckpointError(f"checkpoint {path} does not exist; there are: {steps}")
 
     def _damage(
         self, step: int, digests: Mapping[str, dict[str, Any]] = MappingProxyType({})

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 UTF8_BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write first
 HEAD_BYTES = 1024
+GGUF_MAGIC = b"GGUF"
 
 
 class Content(NamedTuple):
@@ -68,6 +69,11 @@ def detect_content(head: bytes, text: bool = False) -> Content | None:
         if re.match(pattern, head, re.DOTALL):
             return Content(kind, advice)
     return None
+
+
+def has_gguf_magic(path: Path) -> bool:
+    """Whether a path is a file that begins as a GGUF file does."""
+    return path.is_file() and read_head(path).startswith(GGUF_MAGIC)
 
 
 def is_other_encoding(content: Content) -> bool:

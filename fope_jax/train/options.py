@@ -91,10 +91,13 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--no-train",
         action="store_true",
-        help="only change the positions: a run with the parent's weights, which lie on disk once",
+        help="only change the positions: a run with the parent's weights, which lie on disk once; "
+        "its length may be shorter than the parent's",
     )
     verb.add_argument(
-        "--allow-shorter", action="store_true", help="take a length that is not above the parent's"
+        "--allow-shorter",
+        action="store_true",
+        help="take a length that is not above the parent's; --no-train takes it without",
     )
     verb.add_argument(
         "--optimizer",

@@ -90,8 +90,9 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         )
     if IMPORTED in run:
         raise ConfigError(
-            f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, with "
-            "which no run begins; use another --workdir"
+            f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, which "
+            "another run would overwrite; use another --workdir. Training goes on from them with "
+            f"`fope extend {workdir} --method same --length TOKENS --workdir NEW`"
         )
     tokenizer, changes = experiment.data.tokenizer, []
     if old and has_tokenizer_of_run(workdir, tokenizer):  # its file may lie elsewhere now

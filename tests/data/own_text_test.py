@@ -1,5 +1,6 @@
 """The day of a user with text and a tokenizer of their own, and what goes wrong in it."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import pytest
 
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
-from fope_jax.data.cache_directories import base_directory, cache_directory
+from fope_jax.data.cache_directories import base_directory, cache_directory, find_cache
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate import protocol_plan
@@ -24,6 +25,7 @@ from fope_jax.extend import run as extend_run
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.parent import open_parent
 from fope_jax.main import main
+from fope_jax.storage.run_paths import RUN
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -113,6 +115,38 @@ def test_a_run_keeps_its_tokenizer(own):
     (own / "runs/a/tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"runs/a/tokenizer\.json is damaged"):
         load_run_tokenizer("runs/a", data)
+
+
+@pytest.fixture
+def moved(own, tmp_path):
+    """As imported weights in another place: no recorded cache, and a tokenizer path of before."""
+    config, info = (json.loads((own / "runs/a" / n).read_text()) for n in ("config.json", RUN))
+    config["data"]["tokenizer"] = str(tmp_path / "before/tokenizer.json")
+    del info["data"]
+    (own / "runs/a/config.json").write_text(json.dumps(config))
+    (own / "runs/a" / RUN).write_text(json.dumps(info))
+    return own / "runs/a"
+
+
+def test_a_moved_run_reads_its_own_tokenizer_and_the_cache_of_an_equal_one(moved, capsys):
+    names = sorted(path.name for path in Path("data_cache").iterdir() if path.is_dir())
+    assert measure(moved, protocols=["same-tokens"])
+    assert main(["data", "build", "--config", str(moved / "config.json")]) == 0
+    assert "(built before)" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("data_cache").iterdir() if path.is_dir()) == names
+    data = dataclasses.replace(read_experiment(moved).data, tokenizer=str(moved / "other.json"))
+    assert find_cache(data)[1] is None
+    make_tokenizer(moved / "other.json", special="<end>")
+    assert find_cache(data)[1] is None
+    (moved / "other.json").write_bytes((moved / "tokenizer.json").read_bytes())
+    assert find_cache(data)[0].name == names[0]
+    assert find_cache(dataclasses.replace(data, max_documents=1))[1] is None
+
+
+def test_a_moved_run_builds_with_its_own_tokenizer(moved):
+    shutil.rmtree("data_cache")
+    assert main(["data", "build", "--config", str(moved / "config.json")]) == 0
+    assert measure(moved, protocols=["same-tokens"])
 
 
 def test_a_run_of_an_older_version_reads_the_tokenizer_of_its_cache(own):

@@ -39,6 +39,8 @@ def test_parents_are_found_by_run_and_by_step(rope, tmp_path):
         open_parent(str(untrained))
     with pytest.raises(CheckpointError, match="checkpoints/5 does not exist; there are: 8, 12"):
         extend(str(rope / "5"), "yarn", 32, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="checkpoints/99 does not exist; there are: 8, 12"):
+        extend(str(rope / "99"), "yarn", 32, tmp_path / "run")  # beyond its train.steps
     assert not (tmp_path / "run").exists()
 
 

@@ -152,6 +152,7 @@ def test_windows_and_wrappers_without_training(parent, tmp_path):
         ({}, ("--config.train.steps=3",), "config.train.steps = 3: --no-train changes the posi"),
         ({}, ("--config.model.d_model=8",), "config.model.d_model"),
         ({"method": "alibi"}, (), "rope to alibi: .* never part of what it learned"),
+        ({"method": "same", "length": -5}, (), "length -5; accepted: 1 token or more"),
         ({"method": "pi", "length": 8}, (), "length=8: shorter .* before any stretch"),
     ],
 )

@@ -87,7 +87,11 @@ def test_another_tokenizer_can_be_named_and_then_the_files_own_is_not_read(impor
     [
         ({"vocab_size": 299}, 300, r"of another shape: token_embd.weight \[300, 256\], .*\[299, "),
         ({}, 200, r"of another shape: token_embd.weight \[200, 256\], expected \[300, 256\]"),
-        ({"vocab_size": 200}, 200, "has 269 tokens, the embedding of x has 200"),
+        (
+            {"vocab_size": 200},
+            200,
+            "tokenizer in .*x.gguf has 269 tokens, the embedding of x has 200",
+        ),
     ],
 )
 def test_a_vocabulary_that_does_not_fit_is_named(tmp_path, values, rows, message):
@@ -112,9 +116,57 @@ def test_the_verb_says_what_is_wrong(imported, tmp_path, capsys):
     assert "there is no such file" in refused(tmp_path / "none.gguf")
     said = refused(path.parent)
     assert "is a directory of GGUF files: name one, as `fope import" in said and path.name in said
-    assert "holds weights imported from" in refused(path, run)
+    said = refused(path, run)
+    assert "holds weights imported from" in said and "train.length: 32, now 128" in said
+
+
+def test_a_file_without_the_suffix_is_known_by_its_content(imported, tmp_path, capsys):
+    path, _ = imported
+    plain = shutil.copy(path, tmp_path / "weights")
+    assert main(["import", str(plain), "--workdir", str(tmp_path / "run")]) == 0
+    extension = ["--method", "same", "--length", "64", "--workdir", str(tmp_path / "child")]
+    for command in (["evaluate", str(plain)], ["extend", str(path), *extension]):
+        assert main(command) == 2
+        told = f"it is a GGUF file; `fope import {command[1]} --workdir RUN` makes a run of it"
+        assert told in capsys.readouterr().err
+    assert main(["extend", f"hf:{plain}", *extension]) == 2
+    assert f"`fope import {plain} --workdir RUN`" in capsys.readouterr().err
+
+
+def test_an_import_that_is_there_is_left_as_it_is(imported, tmp_path):
+    path, run = imported
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    same = shutil.copy(path, tmp_path / "tiny model.Q4_1.gguf")
+    assert "already" in import_run(same, run, ["train.length=32"])
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+    write(same, random_tensors(seed=1))
+    with pytest.raises(ConfigError, match="(?s)holds weights imported from .*sha256: '.*', now '"):
+        import_run(same, run, ["train.length=32"])
+
+
+def test_a_moved_import_is_there_too(imported, tmp_path):
+    path, run = imported
+    moved = shutil.copytree(run, tmp_path / "moved")
+    config = json.loads((moved / "config.json").read_text())
+    for before in ("before/tokenizer.json", "other.json"):
+        config["data"]["tokenizer"] = str(tmp_path / before)
+        (moved / "config.json").write_text(json.dumps(config))
+        assert "already" in import_run(path, moved, ["train.length=32"])
+    other = {"train.length": 32, "data.tokenizer": tmp_path / "other.json"}
+    (tmp_path / "other.json").write_text((run / "tokenizer.json").read_text() + " ")
+    with pytest.raises(ConfigError, match="(?s)holds weights imported from .*data.tokenizer: "):
+        import_run(path, run, [f"{key}={value}" for key, value in other.items()])
+
+
+def test_an_import_cut_off_in_saving_names_the_import(imported, tmp_path, capsys):
+    path, run = imported
+    cut = shutil.copytree(run, tmp_path / "cut")
+    shutil.rmtree(cut / "checkpoints")
+    assert main(["generate", str(cut), "and"]) == 2
+    assert f"import it again with `fope import {path} --workdir {cut}`" in capsys.readouterr().err
 
 
 def test_the_python_function_refuses_a_change_of_the_model(imported, tmp_path):
-    with pytest.raises(ConfigError, match="but the weights are of"):
+    told = "config.model.num_layers = 1, but the weights are of 2; an import can change model.scan"
+    with pytest.raises(ConfigError, match=told):
         import_run(imported[0], tmp_path / "run", ["model.num_layers=1"])

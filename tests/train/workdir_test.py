@@ -74,7 +74,7 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
     before = tree(rope)
     for arguments, message in (
         ((rope / "11", "same", 16), "there are: 8, 12"),
-        ((rope / "99", "same", 16), "step 99 of the parent: it was trained for train.steps = 12"),
+        ((rope / "99", "same", 16), "checkpoints/99 does not exist; there are: 8, 12"),
         ((rope, "same", 7), "no whole rows"),
         ((rope, "fope", 10**9), "length"),
     ):
@@ -156,8 +156,15 @@ def test_an_import_killed_before_its_checkpoint_gives_way(weights, tmp_path):
     assert not has_checkpoint(run)
     interop_runs.import_run(weights, run, [bytes_, "name=other"])
     assert saved_as(run)["name"] == "other" and has_checkpoint(run)
-    with pytest.raises(ConfigError, match="holds weights imported from"):
+    with pytest.raises(
+        ConfigError, match="(?s)holds weights imported from .*name: 'other', now 'hf'"
+    ):
         interop_runs.import_run(weights, run, [bytes_])
+    assert "already" in interop_runs.import_run(weights, run, [bytes_, "name=other"])
+    moved = weights.rename(weights.with_name("moved"))
+    with pytest.raises(ConfigError, match="(?s)path: '.*/hf', now '.*/moved'"):
+        interop_runs.import_run(moved, run, [bytes_, "name=other"])
+    moved.rename(weights)
 
 
 def test_an_export_that_fails_or_is_killed_does_not_stand_in_its_own_way(weights, tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.evaluate.downstream.metrics import Metric, contains, exact_match, f1
+from fope_jax.evaluate.downstream.metrics import Metric, contains, exact_match, f1, normalize
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 from fope_jax.storage.files import file_sha256
 
@@ -139,6 +139,11 @@ def read_file(path: Path, count: int, most: int | None = None) -> ItemTask:
             raise ValueError(
                 f"{where}: the answer {lines[0]!r:.60} has a line break; what a model writes is "
                 "read to its first line break only"
+            )
+        if not choices and (empty := [answer for answer in answers if not normalize(answer)]):
+            raise ValueError(
+                f"{where}: the answer {empty[0]!r:.60} is empty as scores compare it, without "
+                "punctuation and articles; accepted: answers with words, or 'choices'"
             )
         if items and bool(choices) != bool(items[0].choices):
             raise ValueError(f"{where}: 'choices' stand in every line or in none; make two files")

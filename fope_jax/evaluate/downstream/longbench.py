@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ DATA_PLACES = (".", "data")
 PROMPT_PLACES = (".", "config", "LongBench/config", "data")
 WORDS = (4000, 8000)  # where ranges of length begin, in words
 HELP = (
-    "It holds the files of data.zip from huggingface.co/datasets/THUDM/LongBench, and "
+    "It holds the files of data.zip, unpacked, from huggingface.co/datasets/THUDM/LongBench, and "
     f"{PROMPTS} from github.com/THUDM/LongBench, folder LongBench/config. Name it: "
     "--tasks longbench=DIR"
 )
@@ -87,9 +88,11 @@ def read_longbench(directory: Path, most: int | None = None) -> list[ItemTask]:
     files = {name: _find_data(directory, name) for name in DATA_SETS}
     found = {name: path for name, path in files.items() if path is not None}
     if not found:
-        what = "holds none of" if directory.is_dir() else "is not there; it has"
+        what = "has no data set" if directory.is_dir() else "is not there"
+        what = "is a file, no directory" if directory.is_file() else what
         raise ValueError(
-            f"LongBench: {directory} {what} {', '.join(f'{n}_e.jsonl' for n in DATA_SETS)}. {HELP}"
+            f"LongBench: {directory} {what}; accepted: a directory with NAME_e.jsonl or NAME.jsonl "
+            f"of one or more of {', '.join(DATA_SETS)}. {HELP}"
         )
     if missing := [name for name in files if name not in found]:
         log.warning("LongBench: %s not in %s, left out", ", ".join(missing), directory)
@@ -125,15 +128,7 @@ def _read_prompts(directory: Path, names: Sequence[str]) -> dict[str, str]:
     prompts = read_json(path)
     for name in names:
         prompt = read_text(prompts, name, str(path))
-        try:
-            filled = prompt.format(context="\0", input="")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(
-                f"{path}: the prompt of {name!r} names something else than {{context}} and "
-                f"{{input}}: {error}"
-            ) from error
-        if "\0" not in filled:
-            raise ValueError(f"{path}: the prompt of {name!r} has no {{context}}")
+        _check_prompt(prompt, f"{path}: the prompt of {name!r}")
         if _checksum(prompt) != DATA_SETS[name].prompt:
             log.warning(
                 "%s: the prompt of %s is not the one LongBench published; its scores compare with "
@@ -144,17 +139,41 @@ def _read_prompts(directory: Path, names: Sequence[str]) -> dict[str, str]:
     return {name: prompts[name] for name in names}
 
 
+def _check_prompt(prompt: str, what: str) -> None:
+    """Raises ValueError unless a prompt is filled with whole texts, ``{context}`` among them."""
+    try:
+        parts = list(string.Formatter().parse(prompt))
+    except ValueError as error:
+        raise ValueError(f"{what} cannot be filled: {error}; a brace itself is doubled") from error
+    fields = [(name, form, mark) for _, name, form, mark in parts if name is not None]
+    for name, form, conversion in fields:
+        if name not in ("context", "input") or form or conversion:
+            field = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
+            raise ValueError(
+                f"{what} names something else than {{context}} and {{input}}: {{{field}}}"
+            )
+    if "context" not in [name for name, *_ in fields]:
+        raise ValueError(f"{what} has no {{context}}")
+
+
 def _read_data_set(name: str, path: Path, prompt: str, most: int | None) -> ItemTask:
     data_set, items = DATA_SETS[name], []
     for where, row in read_objects(path):
         text = {key: read_text(row, key, where) for key in ("input", "context")}
         answers = read_texts(row, "answers", where, may_be_empty=True)
+        if not any(answer.strip() for answer in answers):
+            raise ValueError(f"{where}: 'answers' is {list(answers)!r:.60}, empty: no score but 0")
         words = row.get("length")
         if isinstance(words, bool) or not isinstance(words, int) or words < 0:
             raise ValueError(f"{where}: 'length' is {words!r:.60}; accepted: a number of words")
         classes: tuple[str, ...] = ()
         if data_set.metric == "classification":
             classes = read_texts(row, "all_classes", where, least=2)
+            if not set(answers) & set(classes):
+                raise ValueError(
+                    f"{where}: 'answers' is {list(answers)!r:.60}, none of 'all_classes': no score "
+                    "but 0"
+                )
         stated = row.get("dataset", name)
         if stated not in (name, f"{name}_e"):
             raise ValueError(f"{where}: 'dataset' is {stated!r:.60}, in a file of {name!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from fope_jax.spelling import likely
 from fope_jax.storage.files import write_text
 from fope_jax.storage.paths import as_path
 
+log = logging.getLogger(__name__)
+
 KIND = "task"  # of rows
 RULER, PAPER = "ruler", "paper"
 RULER_TASKS = tuple(WITH_HAYSTACK)  # those after RULER
@@ -48,9 +51,10 @@ class TaskRequest(NamedTuple):
 
     Attributes:
       names: "longbench", "longbench=DIRECTORY", "ruler", "paper", or files of JSON lines.
-      max_items: number of items of each task, from the first on; None takes all.
+      max_items: number of items of each task, from the first on; None takes all. For "ruler", of
+        trials at each length and depth, of ``evaluate.passkey_trials``.
       max_length: most tokens of a prompt and what is written after it; None for as many as the
-        position embedding is defined for.
+        position embedding is defined for. "ruler" leaves longer ``evaluate.passkey_lengths`` out.
       max_new_tokens: most tokens to write for an item of a file.
     """
 
@@ -130,15 +134,64 @@ def task_protocols(
             _task_protocol(task, plan, experiment.train.length, answers) for task in tasks
         ]
     if RULER in request.names:
-        evaluate = dataclasses.replace(experiment.evaluate, retrieval_tasks=RULER_TASKS)
-        if not (evaluate.passkey_trials and evaluate.passkey_depths):
-            raise ValueError(
-                "--tasks ruler: evaluate.passkey_trials or evaluate.passkey_depths is empty; set "
-                "them for this call, as --config.evaluate.passkey_trials=20"
-            )
-        changed = dataclasses.replace(experiment, evaluate=evaluate)
+        changed = _ruler_experiment(experiment, request)
         protocols += plan_protocols(changed, data, (RETRIEVAL,), unstated)
     return protocols
+
+
+def _ruler_experiment(experiment: Experiment, request: TaskRequest) -> Experiment:
+    """The experiment with the retrieval tasks after RULER, within the numbers of a request."""
+    evaluate, length = experiment.evaluate, experiment.train.length
+    if not (evaluate.passkey_trials and evaluate.passkey_depths):
+        raise ValueError(
+            "--tasks ruler: evaluate.passkey_trials or evaluate.passkey_depths is empty; set "
+            "them for this call, as --config.evaluate.passkey_trials=20"
+        )
+    trials, lengths = evaluate.passkey_trials, evaluate.passkey_lengths
+    if request.max_items is not None:
+        trials = min(trials, request.max_items)
+    if (most := request.max_length) is not None:
+        lengths = tuple(multiple for multiple in lengths if multiple * length <= most)
+        beyond = [f"{m * length:,.0f}" for m in sorted({*evaluate.passkey_lengths} - {*lengths})]
+        if beyond and not lengths:
+            raise ValueError(
+                f"--max-length {most}: the shortest of --tasks ruler is of {beyond[0]} tokens "
+                f"(evaluate.passkey_lengths = {evaluate.passkey_lengths}, times train.length = "
+                f"{length}); accepted: that or more, or --config.evaluate.passkey_lengths=.. "
+                "for this call"
+            )
+        if beyond:
+            log.warning(
+                "--tasks ruler: %s tokens are left out, longer than --max-length %d",
+                ", ".join(beyond),
+                most,
+            )
+    changed = dataclasses.replace(
+        evaluate, retrieval_tasks=RULER_TASKS, passkey_trials=trials, passkey_lengths=lengths
+    )
+    return dataclasses.replace(experiment, evaluate=changed)
+
+
+def without_repeats(protocols: Sequence[Protocol]) -> list[Protocol]:
+    """Protocols of which --protocols retrieval and --tasks ruler may name the same task, each once.
+
+    Raises ValueError where the two would be asked differently: rows of one would replace the other.
+    """
+    kept: dict[str, Protocol] = {}
+    for protocol in protocols:
+        other = kept.setdefault(protocol.label, protocol)
+        if other.settings != protocol.settings:
+            changes = ", ".join(
+                f"{name} {value} and {protocol.settings.get(name)}"
+                for name, value in other.settings.items()
+                if value != protocol.settings.get(name)
+            )
+            raise ValueError(
+                f"{protocol.label} is asked for by --protocols and by --tasks {RULER}, with "
+                f"{changes}: leave one of them out, or --max-items and --max-length, and set "
+                "--config.evaluate.passkey_trials and passkey_lengths for both"
+            )
+    return [*kept.values()]
 
 
 def _identity(task: Task) -> dict[str, str]:

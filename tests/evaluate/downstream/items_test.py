@@ -37,6 +37,8 @@ def test_choices_have_their_right_ones_among_them(tmp_path):
     task = read_file(written(tmp_path, {**GOOD, "answers": ["4"], "choices": ["3", "4"]}), 7)
     assert task.items[0].choices == ("3", "4")
     assert "max_new_tokens" not in task.settings  # nothing is written
+    letters = {**GOOD, "answers": ["A"], "choices": ["A", "B"]}
+    assert read_file(written(tmp_path, letters), 7).items[0].answers == ("A",)
 
 
 CHOICE = {"prompt": "Q", "answers": ["a"], "choices": ["a", "b"]}
@@ -57,6 +59,7 @@ CHOICE = {"prompt": "Q", "answers": ["a"], "choices": ["a", "b"]}
         ([{**GOOD, "prompt": " "}], "'prompt' is empty"),
         ([{**GOOD, "answer": "4"}], "unknown key 'answer'; accepted: prompt, answers, choices"),
         ([{**GOOD, "answers": ["a\nb"]}], "has a line break"),
+        ([GOOD, {**GOOD, "answers": ["4", "The"]}], "line 2: the answer 'The' is empty as scores"),
         ([{**CHOICE, "choices": ["a"]}], "accepted: a list of 2 texts or more"),
         ([{**CHOICE, "answers": ["c"]}], "the answer 'c' is none of 'choices'"),
         ([{**CHOICE, "answers": ["a", "b"]}], "every one of 'choices' is an answer"),

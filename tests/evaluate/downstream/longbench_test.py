@@ -74,10 +74,15 @@ def test_what_is_left_out_or_not_official_is_said(tmp_path, caplog):
 
 
 def test_missing_files_are_named_with_where_to_get_them(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is not there; it has gov_report_e.jsonl, .*"):
+    with pytest.raises(ValueError, match=r"nowhere is not there; .* NAME_e.jsonl or NAME.jsonl"):
         read_longbench(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds none of .*data.zip .* --tasks longbench=DIR"):
+    with pytest.raises(
+        ValueError, match="has no data set; .* data.zip, unpacked, .* longbench=DIR"
+    ):
         read_longbench(tmp_path)
+    (tmp_path / "data.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="data.zip is a file, no directory; accepted: a directory"):
+        read_longbench(tmp_path / "data.zip")
     stand_in.write(tmp_path, ["trec"])
     (tmp_path / "config" / "dataset2prompt.json").unlink()
     with pytest.raises(ValueError, match="there is no dataset2prompt.json in .*LongBench/config"):
@@ -91,6 +96,8 @@ def test_missing_files_are_named_with_where_to_get_them(tmp_path):
         ({"context": None}, "line 1: 'context' is None; accepted: a text"),
         ({"length": "long"}, "line 1: 'length' is 'long'; accepted: a number of words"),
         ({"all_classes": None}, "line 1: 'all_classes' is None"),
+        ({"answers": ["Town"]}, r"line 1: 'answers' is \['Town'\], none of 'all_classes'"),
+        ({"answers": ["", " "]}, r"line 1: 'answers' is \['', ' '\], empty"),
         ({"dataset": "samsum"}, "line 1: 'dataset' is 'samsum', in a file of 'trec'"),
     ],
 )
@@ -106,7 +113,11 @@ def test_rows_of_another_form_are_named(tmp_path, changes, told):
     ("prompt", "told"),
     [
         ("no field", "the prompt of 'trec' has no {context}"),
-        ("{context}{question}", "names something else than {context} and {input}: 'question'"),
+        ("{context}{question}", "names something else than {context} and {input}: {question}"),
+        ("{context.x}", "the prompt of 'trec' names something else .*: {context.x}"),
+        ("{context[0]}", r"names something else .*: {context\[0\]}"),
+        ("{context:.9}{input}", "names something else .*: {context:.9}"),
+        ("{context} }", "the prompt of 'trec' cannot be filled: Single '}'"),
         (3, "'trec' is 3; accepted: a text"),
     ],
 )

@@ -135,6 +135,37 @@ def test_ruler_is_the_retrieval_tasks_after_it(run, monkeypatch):
         ask(run, "ruler", overrides=["evaluate.passkey_trials=0"])
 
 
+def test_ruler_has_at_most_the_asked_items_and_length(run, monkeypatch, caplog):
+    seen = []
+    monkeypatch.setattr(run_module, "_run_protocol", lambda p, *rest: seen.append(p))
+    monkeypatch.setattr(run_test.RunData, "open", lambda self, split: run_test.Cache())
+    monkeypatch.setattr(run_test.Cache, "tokenizer", BYTES)
+    override = ["evaluate.needle_haystack=noise", "evaluate.passkey_lengths=16,32"]
+    ask(run, "ruler", overrides=override, max_items=3, max_length=600)
+    assert {(*p.settings["contexts"], p.settings["trials"]) for p in seen} == {(512, 3)}
+    assert "--tasks ruler: 1,024 tokens are left out, longer than --max-length 600" in caplog.text
+    ask(run, "ruler", overrides=[*override, "evaluate.passkey_trials=2"], max_items=3)
+    assert seen[-1].settings["trials"] == 2
+    with pytest.raises(
+        ValueError, match="--max-length 99: the shortest of --tasks ruler is of 512"
+    ):
+        ask(run, "ruler", overrides=override, max_length=99)
+
+
+def test_a_task_of_ruler_and_of_the_retrieval_protocol_is_scored_once(run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_module, "_run_protocol", lambda p, *rest: seen.append(p.label))
+    monkeypatch.setattr(run_test.RunData, "open", lambda self, split: run_test.Cache())
+    monkeypatch.setattr(run_test.Cache, "tokenizer", BYTES)
+    override = ["evaluate.needle_haystack=noise", "evaluate.passkey_lengths=16"]
+    override += ["evaluate.retrieval_tasks=multi_key,recall", "evaluate.passkey_trials=20"]
+    ask(run, "ruler", overrides=override, protocols=("retrieval",))
+    assert len(seen) == len({*seen}) == len({*RULER_TASKS, "recall"})
+    told = r"retrieval \(multi_key\) is asked for by .* with trials 20 and 3"
+    with pytest.raises(ValueError, match=told):
+        ask(run, "ruler", overrides=override, protocols=("retrieval",), max_items=3)
+
+
 def test_tasks_come_in_place_of_protocols_unless_these_are_named(tmp_path, run, monkeypatch):
     seen = []
     monkeypatch.setattr(run_module, "_run_protocol", lambda p, *rest: seen.append(p.label))

@@ -195,6 +195,13 @@ def test_halves_are_of_one_size():
 # ---------------------------------------------------------------------------- needles
 
 
+def test_no_distractor_of_common_words_is_ranked_twice():
+    task = make_task("common_words", BYTES)
+    for seed in range(60):
+        distractors = task.draw_trial(rng(seed), 400, 0.5, "test").distractors
+        assert len({wrong.tobytes() for wrong in distractors}) == NUM_DISTRACTORS
+
+
 def text_of(name, context=1200, haystack=None, seed=4, depth=0.5, tokenizer=BYTES):
     task = make_task(name, tokenizer, haystack)
     trial = task.draw_trial(rng(seed), context, depth, "test")

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -413,6 +414,14 @@ def test_only_what_a_method_leaves_open_is_filled_in(spec):
 
     assert position(Wave) == Wave(1.0, 4096, 7)
     assert position(LengthBound) == LengthBound(2, 128, 0.06)
+
+
+def test_numbers_of_numpy_are_numbers(spec):
+    config = load_config(spec)
+    config.position.training_length = np.int64(64)
+    config.position.sigma = np.float32(0.25)
+    position = build_experiment(config).position
+    assert position == FoPE(64, sigma=0.25) and type(position.training_length) is int
 
 
 def test_scalings_from_the_command_line(spec):

@@ -256,7 +256,8 @@ def before_rotation(
             before_rotation(inner, select(variables, f"{index}."), *q_and_k)
             for index, (inner, q_and_k) in enumerate(zip(method.methods, slices, strict=True))
         ]
-        return tuple(jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True))
+        q, k = (jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True))
+        return q, k
     if not isinstance(method, PoPE):
         return q, k
     origin = jnp.zeros((1, q.shape[1]), jnp.int32)

@@ -446,7 +446,7 @@ def evaluate(
 
     Returns:
       A data frame with a row for each run, protocol, text or task, and context. Its columns: ``run,
-      method, seed, step`` and those of `fope_jax.report.summary.summarize`.
+      method, seed, step, workdir`` and those of `fope_jax.report.summary.summarize`.
 
     Raises:
       ConfigError: an unknown field; NonFiniteError, LockError, ValueError as `fope evaluate`.
@@ -696,7 +696,7 @@ def _evaluate_run(
     for variant in variants or [Variant("", run.experiment.position)]:
         name = variant_experiment(run.experiment, variant).name
         ids = {"run": name, "method": positions.name_of(variant.position)}
-        ids |= {"seed": run.experiment.seed, "step": run.step}
+        ids |= {"seed": run.experiment.seed, "step": run.step, "workdir": str(workdir_of(run))}
         own = [row for row in rows if row.get(AS, "") == variant.label]
         records += [ids | record for record in summarize(own)]
     return records

@@ -137,6 +137,7 @@ def test_a_table_has_the_numbers_of_the_report(run):
         assert table[name].tolist() == [record[name] for record in records]
     assert set(table["protocol"]) == {"retrieval"} and set(table["data"]) == {"recall"}
     assert "bucket" not in table
+    assert set(table["workdir"]) == {str(run.workdir)}  # tells runs of one name and seed apart
 
 
 def test_verbose_says_what_is_done(run, capfd):

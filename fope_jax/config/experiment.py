@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ CHANGEABLE_KEYS = (
 )
 # These may change too as long as no learning rate of a finished update does.
 SCHEDULE_KEYS = ("train.steps", "train.decay_steps")
+_FILLED = {"training_length": "train.length", "num_layers": "model.num_layers"}
 
 
 def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
@@ -207,6 +209,31 @@ def _knob_types(entry: str, name: str, preset: str | None) -> dict[str, Any]:
     return {"preset": str | None} | kinds
 
 
+def knob_source(name: str, default: Any, metadata: Mapping[str, Any] | None = None) -> str | None:
+    """The key that a knob is taken from where a configuration leaves it out; None for its default.
+
+    ``training_length`` and ``num_layers`` are filled in where they have no default or None; another
+    knob where its field says so: ``field(default=0.02, metadata={"config": "model.init_std"})``.
+    """
+    if name in _FILLED and default in (dataclasses.MISSING, inspect.Parameter.empty, None):
+        return _FILLED[name]
+    return (metadata or {}).get("config")
+
+
+def _knob_sources(entry: str, name: str, preset: str | None) -> dict[str, str]:
+    """The knobs of a class or its preset that have a `knob_source`."""
+    if preset is not None and positions.preset_knobs(name, preset):
+        parameters = inspect.signature(positions.PRESETS[name, preset]).parameters.values()
+        sources = {knob.name: knob_source(knob.name, knob.default) for knob in parameters}
+    else:
+        sources = {
+            field.name: knob_source(field.name, field.default, field.metadata)
+            for field in dataclasses.fields(positions.find_class(entry, name))
+            if field.init and field.default_factory is dataclasses.MISSING
+        }
+    return {knob: source for knob, source in sources.items() if source is not None}
+
+
 def unknown_key(key: str) -> ConfigError:
     known = [*TOP_LEVEL, "position.method"]
     known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in field_types(cls)]
@@ -234,7 +261,7 @@ def _build_section(name: str, cls: type, values: Mapping[str, Any]) -> Any:
 def _build_spec(key: str, value: Any, length: int, model: TransformerConfig) -> Any:
     """Methods and scalings from their specifications.
 
-    Fills in the training length, the amplitude, and the number of layers of a pattern by name.
+    Knobs that are left out or None and have a `knob_source` take the value of that key.
     """
     if isinstance(value, (list, tuple)):
         items = enumerate(value)
@@ -250,12 +277,15 @@ def _build_spec(key: str, value: Any, length: int, model: TransformerConfig) -> 
     is_scaling = entry == "scaling"
     make = positions.make_scaling if is_scaling else positions.make
     kinds = _knob_types(entry, name, knobs.get("preset"))
-    # LogitScaling's form "yarn" is a temperature and rejects a length.
-    needs_length = "training_length" in kinds and knobs.get("form") != "yarn"
-    if needs_length and knobs.get("training_length") is None:
-        knobs["training_length"] = length
-    if "amplitude" in kinds:  # sinusoids on the scale of the embeddings they are added to
-        knobs.setdefault("amplitude", model.init_std)
-    if "num_layers" in kinds:
-        knobs.setdefault("num_layers", model.num_layers)
+    values = {f"model.{name}": value for name, value in dataclasses.asdict(model).items()}
+    values["train.length"] = length
+    for knob, source in _knob_sources(entry, name, knobs.get("preset")).items():
+        # LogitScaling's form "yarn" is a temperature and rejects a length.
+        rejects = knob == "training_length" and knobs.get("form") == "yarn"
+        if knobs.get(knob) is None and not rejects:
+            if source not in values:
+                raise ConfigError(
+                    f"config.{key}.{knob}: its field says {source!r}; accepted: {', '.join(values)}"
+                )
+            knobs[knob] = values[source]
     return make(name, **{k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()})

@@ -11,6 +11,8 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Union
 
+import numpy as np
+
 from fope_jax.spelling import likely
 
 _UNIONS = (Union, types.UnionType)
@@ -83,6 +85,8 @@ def _is_not_finite(value: Any) -> bool:
 
 def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(value, np.generic):
+        value = value.item()
     if kind is Any:
         return True, value
     if origin in _UNIONS:

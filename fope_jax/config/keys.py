@@ -11,7 +11,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union
 
 from fope_jax.config.experiment import (
@@ -21,14 +21,13 @@ from fope_jax.config.experiment import (
     SECTIONS,
     TOP_LEVEL,
     Experiment,
+    knob_source,
 )
 from fope_jax.config.fields import ConfigError, field_types, nearest
 from fope_jax.position.registry import METHODS, PRESETS, SCALINGS
 from fope_jax.report.markdown import markdown_table
 
 POSITION = "position"
-# Knobs that a configuration may leave out, and the key that they are then taken from.
-DERIVED = {"training_length": "train.length", "amplitude": "model.init_std"}
 WIDTH = 96  # characters of a line in the terminal
 _SECTION = re.compile(r"(Attributes|Knobs)\b.*:")
 _ENTRY = re.compile(r"  (\w+(?:, \w+)*): (.*)")
@@ -97,7 +96,7 @@ def class_keys(section: str, cls: Any) -> list[Key]:
         _make_key(
             f"{section}.{field.name}",
             kinds[field.name],
-            _default(field, DERIVED if section == POSITION else {}),
+            _default(field, section == POSITION),
             texts[field.name],
         )
         for field in dataclasses.fields(cls)
@@ -133,8 +132,10 @@ def _make_key(name: str, kind: Any, default: str | None, meaning: str) -> Key:
     return Key(name, type_text(kind), default, on_resume, meaning)
 
 
-def _default(field: dataclasses.Field, derived: Mapping[str, str]) -> str | None:
-    default = derived.get(field.name, field.default)
+def _default(field: dataclasses.Field, is_knob: bool) -> str | None:
+    default = field.default
+    if is_knob:
+        default = knob_source(field.name, default, field.metadata) or default
     if default is dataclasses.MISSING:
         return None
     if isinstance(default, tuple):

@@ -1,7 +1,8 @@
 """Batches that mix rows of text and of retrieval tasks: batch = f(seed, step).
 
 Rows of text come first, then a fixed number of each task. Task row ``r`` of step ``s`` is drawn
-from (seed, s, r). The text loader makes batches of the remaining rows, so no window is lost.
+from (seed, s, r), or, where that trial is too long for a row, from (seed, s, r, attempt). The text
+loader makes batches of the remaining rows, so no window is lost.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import numpy as np
 from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import Loader, iterate_batches
-from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.base import Task, TrialTooLong
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.typing import Batch
+
+ATTEMPTS = 64  # to draw a trial that fits into a row
 
 
 class MixtureLoader:
@@ -63,8 +66,7 @@ class MixtureLoader:
         shape = (len(self._rows), self._length)
         windows, answers = np.zeros((2, len(self._rows), size), np.int64)
         for row in rows.tolist():
-            rng = np.random.default_rng([self._seed, step, row])
-            windows[row], answers[row] = self._rows[row].draw_training_window(rng, size)
+            windows[row], answers[row] = self._draw_window(step, row, size)
         made = np.isin(np.arange(len(self._rows)), rows)[:, None]
         scored = answers[:, 1:] if self._answers_only else made
         return Batch(
@@ -73,6 +75,20 @@ class MixtureLoader:
             positions=np.broadcast_to(np.arange(self._length, dtype=np.int32), shape),
             segments=np.broadcast_to(made, shape).astype(np.int32),
             weights=np.broadcast_to(scored, shape).astype(np.float32),
+        )
+
+    def _draw_window(self, step: int, row: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """A window of the row's task; trials that are too long are drawn again."""
+        task = self._rows[row]
+        for attempt in range(ATTEMPTS):
+            key = [self._seed, step, row] + [attempt] * (attempt > 0)
+            try:
+                return task.draw_training_window(np.random.default_rng(key), size)
+            except TrialTooLong as error:
+                too_long = error
+        raise ValueError(
+            f"data.tasks: none of {ATTEMPTS} trials of {task.name} fits into row {row} of step "
+            f"{step}; raise train.length, {self._length}. The last one: {too_long}"
         )
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:

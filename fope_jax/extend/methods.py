@@ -18,7 +18,7 @@ from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import Wrapper
 from fope_jax.position.registry import METHODS, SCALINGS, field_knobs, name_of, required_knobs
 from fope_jax.position.rope import RoPE
-from fope_jax.position.scaling import ClipFloor, Scaling
+from fope_jax.position.scaling import ClipFloor, PRoPE, Proportional, Scaling
 from fope_jax.position.xpos import XPos
 
 SAME, INNER = "same", "inner"
@@ -27,6 +27,9 @@ ALIASES = {"pi": "position_interpolation", "clip": "clip_floor"}
 # FoPE after RoPE without a preset. On SmolLM2-135M the released form raises the loss of the first
 # 2,048 tokens from 3.61 to 6.45 nats before any update, this one to 3.77.
 LEAST_CHANGE = {"zero_sine": 0.0, "outputs": "surviving"}
+
+# Knobs of a scaling that a length gives, and the factors that a search found for one length.
+_OF_LENGTH = ("factor", "original_length", "training_length", "length", "long_factor")
 
 # Why a model of one kind cannot continue with a method of another kind.
 _LACKS = {
@@ -308,7 +311,7 @@ def _build(
 def _extend_scaling(
     parent: Any, cls: type[Scaling], lengths: _Lengths, head_dim: int, stated: dict[str, Any]
 ) -> tuple[Scaling, ...]:
-    """The parent's scalings, with one of ``cls`` replacing the same class or a stretch."""
+    """The parent's scalings, with one of ``cls``; see ``_with_step``."""
     # The length that the unstretched frequencies were trained on, and the factor of the stretch.
     length, original, stretched = lengths.new, lengths.positions, 1.0
     if (stretch := next((step for step in parent.scaling if step.stretches), None)) is not None:
@@ -325,7 +328,7 @@ def _extend_scaling(
         "short_factor": (1.0,) * num_pairs,
     }
     previous: Any = next((step for step in parent.scaling if type(step) is cls), None)
-    kept = [f.name for f in fields if previous and f.name not in (*known, *needed)]
+    kept = [f.name for f in fields if previous and f.name not in _OF_LENGTH]
     if isinstance(parent, FoPE):
         known["attention_factor"] = 1.0
     known |= {name: getattr(previous, name) for name in kept}
@@ -355,12 +358,24 @@ def _extend_scaling(
             f"length={length}: the parent stretches its {round(original)} tokens by {stretched:g} "
             f"already, more than to {length}; give a factor, or keep the scaling with {SAME}"
         )
-    others = [
-        step
-        for step in parent.scaling
-        if type(step) is not cls and not (step.stretches and cls.stretches)
-    ]
-    return (*others, cls(**known))
+    return _with_step(parent.scaling, cls(**known))
+
+
+def _with_step(chain: tuple[Scaling, ...], new: Scaling) -> tuple[Scaling, ...]:
+    """The chain with ``new`` in place of its class or of an earlier stretch, else at its end.
+
+    Order matters: a floor zeroes the frequencies as they are where it stands. A stretch with p-RoPE
+    in it leaves that behind, because its pairs were never trained with rotation.
+    """
+    steps: list[Scaling] = []
+    for step in chain:
+        if type(step) is not type(new) and not (step.stretches and new.stretches):
+            steps.append(step)
+            continue
+        if isinstance(step, Proportional) and not isinstance(new, Proportional):
+            steps.append(PRoPE(step.share))
+        steps.append(new)
+    return tuple(steps) if new in steps else (*steps, new)
 
 
 def _is_identity(parent: PositionEmbedding, child: PositionEmbedding, head_dim: int) -> bool:

@@ -104,6 +104,20 @@ def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:
             "use PositionAttention"
         )
     method.check(shape)
+    hooks = ("rotate", "bias", "contextual_bias", "running_bias")
+    for layer in method.layers():
+        does = None
+        if layer.window is not None or layer.chunk is not None:
+            does = "hides keys"
+        elif layer.logit_scale is not None:
+            does = "scales logits"
+        elif any(has_hook(layer.method, hook) for hook in hooks):
+            does = "acts inside attention"
+        if does is not None:
+            raise ValueError(
+                f"{method}: it also {does}, which adding to token embeddings would leave out; use "
+                "PositionEmbed for what is added, and PositionAttention for the rest, around NoPE()"
+            )
 
 
 def _has_embed(method: PositionEmbedding) -> bool:
@@ -244,12 +258,15 @@ def attend(
     key_positions: Array | None = None,
     inputs: Array | None = None,
     decode: bool = False,
+    bias: Array | None = None,
     **options: Any,
 ) -> Array:
     """``attention_fn`` with all that the method does in a layer, ``[batch..., T, N, H]``.
 
-    A window or chunk becomes a mask, other logits of far keys a bias. If the method widens q and k,
-    ``attention_fn`` gets values padded to that width, and q scaled for its 1 / sqrt(width).
+    A window or chunk becomes a mask, other logits of far keys a bias. A ``bias`` of the caller is
+    added to that of the method, and is in the logits that a contextual bias is made of. If the
+    method widens q and k, ``attention_fn`` gets values padded to that width, and q scaled for its
+    1 / sqrt(width).
 
     If the method needs a causal mask, a query that sees a later key raises ValueError, or gives NaN
     under tracing. Positions that are unknown, do not fit or exceed the method's range raise
@@ -262,7 +279,7 @@ def attend(
         are flattened to one.
       query: ``[batch..., T, N, H]``.
       key, value: ``[batch..., S, K, H]``; keys not rotated, as in Flax's key cache, in any order.
-      mask: broadcasts to ``[batch..., N, T, S]``, False where a key is hidden.
+      mask, bias: broadcast to ``[batch..., N, T, S]``; the mask is False where a key is hidden.
       is_causal: hides keys at later positions. Packed documents need a ``mask`` too.
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0 and
         needs T = S.
@@ -274,7 +291,8 @@ def attend(
     """
     batch = query.shape[:-3]
     q, k, v = (x.reshape(math.prod(batch), *x.shape[-3:]) for x in (query, key, value))
-    mask = _flat_mask(mask, (*batch, q.shape[2], q.shape[1], k.shape[1]))
+    scores_shape = (*batch, q.shape[2], q.shape[1], k.shape[1])
+    mask, bias = _flat_mask(mask, scores_shape), _flat_mask(bias, scores_shape, "bias")
     if len(batch) > 1:
         positions, key_positions = (
             x if x is None or np.shape(x)[:-1] != batch else as_array(x).reshape(len(q), -1)
@@ -311,13 +329,12 @@ def attend(
     is_far = None
     if layer.far_from is not None:
         is_far = (q_rows[:, :, None] - k_rows[:, None, :] >= layer.far_from)[:, None]
-    bias = None
     if has_hook(layer.method, "bias"):
-        bias = bias_of_heads(layer.method, variables, q_rows, k_rows)
+        bias = _sum(bias, bias_of_heads(layer.method, variables, q_rows, k_rows))
     if has_hook(layer.method, "running_bias"):
         is_self = q_positions is k_positions and not decode
         added = _running_bias(layer, variables, _flat_inputs(method, inputs, query, is_self))
-        bias = added if bias is None else bias + added
+        bias = _sum(bias, added)
     if has_hook(layer.method, "contextual_bias"):
         contextual_bias = layer.method.contextual_bias
         if not _is_known(k_positions) or not np.all(np.diff(k_positions, axis=1) > 0):
@@ -326,13 +343,13 @@ def attend(
             )
         scores = _scores(q, k, v.shape[-1], is_far)
         added = contextual_bias(variables, q, _logits(scores, bias, mask, is_causal))
-        bias = added if bias is None else bias + added
+        bias = _sum(bias, added)
     if layer.logit_scale is not None:
         q = scale_queries(q, layer.logit_scale(q_rows))
     if is_far is not None:  # the logits of far keys, as a bias to those of the near version
         near_q, near_k = (jnp.split(x, 2, axis=-1)[0] for x in (q, k))
         added = _scores(q, k, v.shape[-1], is_far) - _scores(near_q, near_k, v.shape[-1])
-        q, k, bias = near_q, near_k, added if bias is None else bias + added
+        q, k, bias = near_q, near_k, _sum(bias, added)
     head_dim, width = v.shape[-1], q.shape[-1]
     if width != head_dim:
         q = scale_queries(q, jnp.full((1, 1), (width / head_dim) ** 0.5, jnp.float32))
@@ -375,7 +392,12 @@ def _newest_key(mask: Array, axis: tuple[int, ...] | None = None) -> Array:
     return jnp.max(jnp.where(mask.astype(bool), index, -1), axis=axis)
 
 
-def _flat_mask(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
+def _sum(bias: Array | None, added: Array) -> Array:
+    """float32, as biases of methods are."""
+    return added if bias is None else jnp.asarray(bias, jnp.float32) + added
+
+
+def _flat_mask(mask: Array | None, scores: tuple[int, ...], name: str = "mask") -> Array | None:
     """``mask`` as ``[1 or B, 1 or N, 1 or T, 1 or S]`` for scores ``[batch..., N, T, S]``."""
     if mask is None:
         return None
@@ -383,10 +405,10 @@ def _flat_mask(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
     if len(shape) != len(scores) or any(
         n not in (1, m) for n, m in zip(shape, scores, strict=True)
     ):
-        hint = "; a key cache takes the mask of its one query" if scores[-2] == 1 else ""
+        hint = f"; a key cache takes the {name} of its one query" if scores[-2] == 1 else ""
         raise ValueError(
-            f"mask has shape {mask.shape}: expected what broadcasts to {scores}, [batch..., heads, "
-            f"queries, keys]{hint}"
+            f"{name} has shape {mask.shape}: expected what broadcasts to {scores}, [batch..., "
+            f"heads, queries, keys]{hint}"
         )
     if set(shape[:-3]) <= {1}:
         return mask.reshape(1, *shape[-3:])
@@ -464,7 +486,7 @@ def _scores(q: Array, k: Array, head_dim: int, is_far: Array | None = None) -> A
 def _logits(scores: Array, bias: Array | None, mask: Array | None, is_causal: bool) -> Array:
     """Scores with the bias, -inf where masked."""
     if bias is not None:
-        scores = scores + bias
+        scores = scores + jnp.asarray(bias, jnp.float32)
     if is_causal:
         scores = jnp.where(jnp.tri(*scores.shape[-2:], dtype=bool)[None, None], scores, -jnp.inf)
     return scores if mask is None else jnp.where(mask.astype(bool), scores, -jnp.inf)

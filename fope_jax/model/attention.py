@@ -126,9 +126,9 @@ def attend(
     else:
         if contextual_fn is not None:
             k, v, k_sums, k_index = _sort_by_position(k, v, k_sums, k_index)
-        rows = length
+        rows = max(1, length)
         if backend == "chunked":
-            rows = max(1, min(block, _SCORES_IN_ROWS // k.shape[1]))
+            rows = max(1, min(block, _SCORES_IN_ROWS // max(1, k.shape[1])))
         out = _attend_rows(
             functools.partial(_attend_whole, rules, contextual_fn, logit_scale),
             _to_blocks(q, rows).transpose(0, 1, 3, 4, 2, 5),
@@ -144,7 +144,8 @@ def attend(
             ),
             recompute=backend == "chunked" or contextual_fn is not None,
         )
-    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, v.shape[-1])
+    padded = out.shape[0] * out.shape[-2]
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, padded, num_heads, v.shape[-1])
     return out[:, :length]
 
 
@@ -291,8 +292,10 @@ def _whole_logits(
     logits = block_logits(rules, q, k, q_sums, k_sums, variables, q_index, k_index)
     if contextual_fn is not None:
         batch, kv_heads, group, length, width = q.shape
-        queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, width)
-        bias = contextual_fn(variables, queries, logits.reshape(batch, -1, *logits.shape[3:]))
+        queries = q.transpose(0, 3, 1, 2, 4)
+        queries = queries.reshape(batch, length, kv_heads * group, width)
+        scores = logits.reshape(batch, kv_heads * group, *logits.shape[3:])
+        bias = contextual_fn(variables, queries, scores)
         if logit_scale is not None:
             scale = logit_scale(q_index.positions)[:, None, None, :, None]
             is_visible = logits > -jnp.inf  # -inf times a scale of 0 would be NaN

@@ -21,19 +21,30 @@ from fope_jax.model.scores import LOWEST, block_logits, dot
 from fope_jax.typing import Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def chunked_attention(rules, q, k, v, q_sums, k_sums, sinks, trained, constants, q_index, k_index):
     """Attention block by block: ``q [Q, B, K, G, t, E]``, ``k [P, B, K, s, E]``, ``v [.., H]``.
 
     ``q_sums`` and ``k_sums`` are ``[Q or P, B, K, G, t or s, 2]`` or None, ``sinks [1, K, G]``
     or None. Returns ``[Q, B, K, G, t, H]``.
     """
-    arrays = (q, k, v, q_sums, k_sums, sinks, trained, constants, q_index, k_index)
+    # In a caller's ``jax.shard_map`` the start and the results of a loop must differ along the same
+    # axes, and so must an array and its gradient. Adding this 0, which compiles to nothing, gives
+    # all of them the axes of any, and its transpose sums gradients over the others.
+    arrays = (q, k, v, q_sums, k_sums, sinks, trained)
+    leaves = jax.tree.leaves((*arrays, constants, q_index, k_index))
+    zero = functools.reduce(jnp.add, (jnp.zeros_like(x, jnp.float32, shape=()) for x in leaves))
+    arrays = jax.tree.map(lambda x: x + zero.astype(x.dtype), arrays)
+    return _chunked_attention(rules, *arrays, constants, q_index, k_index)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked_attention(rules, *arrays):
     return _forward(rules, *arrays)[0]
 
 
 def _forward(rules, q, k, v, q_sums, k_sums, sinks, trained, constants, q_index, k_index):
     variables = {**trained, **constants}
+    zero = jnp.zeros_like(q, jnp.float32, shape=())
 
     def attend_query_block(block):
         q_i, q_sums_i, q_index_i, order, count = block
@@ -54,9 +65,9 @@ def _forward(rules, q, k, v, q_sums, k_sums, sinks, trained, constants, q_index,
         rows = q_i.shape[:-1]
         first = LOWEST if sinks is None else sinks[..., None]
         start = (
-            jnp.full(rows, first, jnp.float32),
-            jnp.full(rows, 0.0 if sinks is None else 1.0, jnp.float32),
-            jnp.zeros((*rows, v.shape[-1]), jnp.float32),
+            jnp.full(rows, first, jnp.float32) + zero,
+            jnp.full(rows, 0.0 if sinks is None else 1.0, jnp.float32) + zero,
+            jnp.zeros((*rows, v.shape[-1]), jnp.float32) + zero,
         )
         highest, total, out = jax.lax.fori_loop(0, count, visit_key_block, start)
         # A query without keys: lse = +inf makes exp(logits - lse) zero in the backward pass.
@@ -78,6 +89,7 @@ def _backward(rules, saved, d_out):
     """
     q, k, v, q_sums, k_sums, sinks, trained, constants, q_index, k_index, out, lse = saved
     variables = {**trained, **constants}
+    zero = jnp.zeros_like(q, jnp.float32, shape=())
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
     def visit_query_block(carry, block):
@@ -105,12 +117,12 @@ def _backward(rules, saved, d_out):
             dq_ij, dk_j = _product_gradients(rules, d_logits, q_i, k_j, q_index_i, k_index_j)
             return dq_i + dq_ij, dk.at[j].add(dk_j), dv.at[j].add(dv_j), d_k_sums, d_trained
 
-        start = (jnp.zeros(q_i.shape, jnp.float32), *carry)
+        start = (jnp.zeros(q_i.shape, jnp.float32) + zero, *carry)
         dq_i, *carry = jax.lax.fori_loop(0, count, visit_key_block, start)
         return tuple(carry), (dq_i * rules.scale).astype(q.dtype)
 
     zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.float32),
+        lambda x: jnp.zeros(x.shape, jnp.float32) + zero,
         (k, v, None if k_sums is None else k_sums[..., 0], trained),
     )
     visited = visible_key_blocks(q_index, k_index, rules.window, rules.chunk)
@@ -169,4 +181,4 @@ def _take(tree: Any, index: Array) -> Any:
     )
 
 
-chunked_attention.defvjp(_forward, _backward)
+_chunked_attention.defvjp(_forward, _backward)

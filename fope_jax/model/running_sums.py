@@ -35,7 +35,7 @@ def _running_sums(increments: Array) -> Array:
     high, low = jax.lax.associative_scan(_add_pairs, (totals, jnp.zeros_like(totals)), axis=1)
     high, low = (jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :, None] for x in (high, low))
     parts = jnp.stack([jnp.broadcast_to(high, inside.shape), inside + low], axis=-1)
-    return parts.reshape(batch, -1, heads, 2)[:, :length]
+    return parts.reshape(batch, count * _SUMMED_TOKENS, heads, 2)[:, :length]
 
 
 @_running_sums.defjvp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -65,7 +65,7 @@ class Sinusoidal(PositionEmbedding):
     extends: ClassVar[str] = "defined at any length; poorly"
 
     theta: float = 10_000.0
-    amplitude: float = 0.02
+    amplitude: float = field(default=0.02, metadata={"config": "model.init_std"})
 
     def __post_init__(self) -> None:
         check_theta(self.theta)

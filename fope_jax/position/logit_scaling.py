@@ -24,7 +24,7 @@ KINDS = ("log_n", "yarn", "llama4")
 def log_n_scale(positions: Array, training_length: int, *, within: bool = False) -> Array:
     """The factor on the logits of a query that sees n keys.
 
-        s(p) = ln(n) / ln(L),  n = p + 1;   1 for n <= L unless ``within``
+        s(p) = ln(n) / ln(L),  n = max(p, 0) + 1;   1 for n <= L unless ``within``
 
     Positions are integer tokens; L is in tokens, a whole number of 2 or more, else ValueError.
     ``within`` scales queries within L too, for models trained that way. The first token then gets
@@ -37,7 +37,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
     Section 5.3; Su 2021, "Attention's scale operation from the invariance of entropy".
     """
     check_tokens("training_length", training_length, "the trained length in tokens", least=2)
-    count = position_values(positions) + 1
+    count = jnp.maximum(position_values(positions), 0) + 1
     scale = jnp.log(count) / np.float32(math.log(training_length))
     return scale if within else jnp.maximum(scale, 1.0)
 
@@ -45,7 +45,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 def llama4_scale(positions: Array, training_length: int) -> Array:
     """The factor on the logits of a query at p: it grows at every multiple of a length.
 
-        s(p) = 1 + 0.1 ln(1 + floor((p + 1) / L))
+        s(p) = 1 + 0.1 ln(1 + floor((p + 1) / L)),  and 1 for p < 0
 
     Positions are integer tokens, else TypeError; L is in tokens, a whole number of 1 or more, else
     ValueError. Returns float32 in the shape of ``positions``.
@@ -56,7 +56,7 @@ def llama4_scale(positions: Array, training_length: int) -> Array:
     Reference: transformers 5.24.0, Llama4TextAttention, with its published numbers.
     """
     check_tokens("training_length", training_length, "the length of a step in tokens")
-    positions = whole_positions(positions)
+    positions = jnp.maximum(whole_positions(positions), 0)
     length = positions.dtype.type(training_length)
     # A float32 quotient just below a whole number would put off the step by a token.
     is_last = (positions % length == length - 1).astype(jnp.float32)

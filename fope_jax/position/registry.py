@@ -180,6 +180,12 @@ def _check_class(name: str, cls: Any, key: str) -> None:
     # vars: an undecorated subclass inherits the parameters, and its new fields would be no knobs.
     if "__dataclass_params__" not in vars(cls) or cls.__hash__ is None:
         raise TypeError(f"{key} {name!r}: {cls.__name__} is no @dataclass(frozen=True)")
+    for taken in ("method", "preset") if key == "method" else ("method", "scaling"):
+        if taken in field_knobs(cls):
+            raise TypeError(
+                f"{key} {name!r}: {cls.__name__} has a knob {taken!r}, which is a specification's "
+                "own word; call it otherwise"
+            )
 
 
 def make(
@@ -314,11 +320,11 @@ def to_spec(value: Any) -> Any:
     if isinstance(value, (PositionEmbedding, Scaling)):
         key = "scaling" if isinstance(value, Scaling) else "method"
         fields: Any = dataclasses.fields(value)  # type: ignore[arg-type]
-        knobs = {field.name: to_spec(getattr(value, field.name)) for field in fields}
+        knobs = {f.name: to_spec(getattr(value, f.name)) for f in fields if f.init}
         return {key: spec_name(type(value))} | knobs
     if isinstance(value, (list, tuple)):
         return [to_spec(item) for item in value]
-    return value
+    return value.tolist() if hasattr(value, "tolist") else value  # NumPy and JAX
 
 
 def spec_name(cls: type) -> str:

@@ -24,6 +24,7 @@ from fope_jax.typing import Array
 # Log of the largest factor on a key: far enough below float32's limit, e**88, that products and
 # their gradients neither overflow nor vanish.
 _LARGEST_EXPONENT = 64.0
+_LARGEST_EXPONENT_16 = 8.0  # the same for float16, whose limit is e**11
 
 
 def xpos_decay(head_dim: int, gamma: float = 0.4) -> np.ndarray:
@@ -52,8 +53,8 @@ class XPos(PositionEmbedding):
         (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
 
     Keys grow as queries shrink, so float32 limits the positions (``limits``: 26,156 tokens at the
-    defaults, more with a larger ``scale_base``). Later keys would grow with distance, so attention
-    must be causal, as in the paper.
+    defaults, more with a larger ``scale_base``; float16, not bfloat16, holds an eighth). Later keys
+    would grow with distance, so attention must be causal, as in the paper.
 
     Knobs:
       theta: base of the frequencies.
@@ -83,10 +84,13 @@ class XPos(PositionEmbedding):
     @property
     def limits(self) -> Limits:
         """Up to where float32 holds the fastest decay, ``zeta_0 = gamma / (1 + gamma)``."""
+        return Limits(max_length=self._longest(_LARGEST_EXPONENT), needs_causal_mask=True)
+
+    def _longest(self, exponent: float) -> int:
+        """Tokens within which no factor is beyond ``e ** exponent``."""
         # log((1 + gamma) / gamma) would be 0 for a large gamma, and divided by.
         decay_per_token = math.log1p(1 / self.gamma) / self.scale_base
-        longest = min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
-        return Limits(max_length=longest, needs_causal_mask=True)
+        return min(math.floor(exponent / decay_per_token), 2**31 - 1)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         return inverse_frequencies(head_dim, self.theta)
@@ -106,7 +110,18 @@ class XPos(PositionEmbedding):
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:
+        """ValueError for more tokens than float16 q and k hold, NaN at positions beyond."""
         cos, sin, amplitude = tables
+        if jnp.float16 in (q.dtype, k.dtype):
+            longest, length = self._longest(_LARGEST_EXPONENT_16), max(q.shape[1], k.shape[1])
+            if length > longest:
+                raise ValueError(
+                    f"{self}: {length} tokens in float16, which holds its factors for {longest}; "
+                    "accepted: bfloat16, float32, or a larger scale_base"
+                )
+            fastest = jnp.log(amplitude[..., :1])
+            is_held = jnp.abs(fastest) <= np.float32(_LARGEST_EXPONENT_16)
+            amplitude = jnp.where(is_held, amplitude, jnp.nan)
         return (
             rotate(q, cos * amplitude, sin * amplitude, interleaved=self.interleaved),
             rotate(k, cos / amplitude, sin / amplitude, interleaved=self.interleaved),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fope_jax.report.bootstrap import LEAST_DOCUMENTS, Interval, intervals
-from fope_jax.report.rows import ReportError, Row, Run
+from fope_jax.report.rows import ReportError, Row, Run, flatten
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
 
 # Protocols in the order of the page; others follow.
@@ -31,17 +32,106 @@ TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that name
 Key = Callable[[Row], Any]
 
 
+# Keys that leave the weights and numbers of a run as they are, but for rounding.
+SAME_NUMBERS = {
+    *("name", "seed", "data.cache_dir", "data.copy_shards", "data.train_files"),
+    *("data.validation_files", "data.tfds_data_dir", "data.max_bad_documents"),
+    *("data.max_damaged_files", "model.scan_layers", "model.remat", "model.attention"),
+    *("model.attention_block", "model.derivatives", "train.accumulate", "train.log_every"),
+    *("train.save_every", "train.keep", "train.keep_period", "train.grace_seconds"),
+    *("train.evaluate_every", "train.tracker", "train.on_save_error", "train.on_bad_step"),
+    *("train.max_skipped", "train.spike_factor"),
+}
+SAME_NUMBERS_SECTIONS = ("evaluate.", "mesh.")
+
+
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """Label of each run: its variant, with the training length where a variant has several."""
-    lengths: dict[str, set[int]] = {}
+    """Label of each run: its variant, and what tells runs of one variant apart beside the seed.
+
+    That is the training length, one other key of the configuration, or the path where these and a
+    seed are equal. Raises ReportError where more than one of them is needed.
+    """
+    variants: dict[str, list[Run]] = {}
     for run in runs:
-        lengths.setdefault(run.variant, set()).add(run.training_length)
+        variants.setdefault(run.variant, []).append(run)
     return {
-        run.path: run.variant
-        if len(lengths[run.variant]) == 1
-        else f"{run.variant} (trained on {run.training_length})"
-        for run in runs
+        run.path: f"{variant} ({mark})" if mark else variant
+        for variant, members in variants.items()
+        for run, mark in zip(members, _marks(members), strict=True)
     }
+
+
+def _marks(runs: Sequence[Run]) -> list[str]:
+    """What tells runs of one variant apart, for each; "" if they are its seeds."""
+    lengths = list(dict.fromkeys(run.training_length for run in runs))
+    alike = [[run for run in runs if run.training_length == length] for length in lengths]
+    differing = [_differing_keys(members) for members in alike]
+    if len(lengths) > 1 and not any(differing):
+        marks = [f"trained on {run.training_length}" for run in runs]
+    elif len(lengths) == 1 and len(differing[0]) == 1:
+        (key,) = differing[0]
+        name = key.removeprefix("position.")
+        marks = [f"{name}={_key_text(_flat_config(run.config)[key])}" for run in runs]
+    elif not any(differing):
+        marks = [""] * len(runs)
+    else:
+        raise _indistinct(*next(pair for pair in zip(alike, differing, strict=True) if pair[1]))
+    if len({(run.seed, mark) for run, mark in zip(runs, marks, strict=True)}) == len(runs):
+        return marks
+    if any(marks):
+        raise _indistinct(runs, {})
+    return [str(run.path) for run in runs]
+
+
+def _differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Keys in which runs differ -> their values; a key that one lacks is a newer version's."""
+    configs = [_flat_config(run.config) for run in runs]
+    shared = [key for key in configs[0] if all(key in config for config in configs)]
+    values = {key: sorted({_key_text(config[key]) for config in configs}) for key in shared}
+    return {
+        key: texts
+        for key, texts in values.items()
+        if len(texts) > 1 and key not in SAME_NUMBERS and not key.startswith(SAME_NUMBERS_SECTIONS)
+    }
+
+
+def _flat_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys; a list of methods or scalings as their names, and each one's knobs."""
+    flat: dict[str, Any] = {}
+    for key, value in flatten(config).items():
+        flat[key] = value
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            flat[key] = [item.get("method", item.get("scaling")) for item in value]
+            flat |= _flat_config({key: {str(index): item for index, item in enumerate(value)}})
+    return flat
+
+
+def _key_text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_key_text, value)) or "none"
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _indistinct(runs: Sequence[Run], differing: dict[str, list[str]]) -> ReportError:
+    """For runs of one name that are not its seeds; names two of them and what differs."""
+    one, *others = runs
+    other = next((run for run in others if _differing_keys([one, run])), others[0])
+    if not differing:  # a seed that stands twice at one length, or with one value
+        one, other = next(
+            (a, b)
+            for a, b in itertools.combinations(runs, 2)
+            if a.seed == b.seed
+            and a.training_length == b.training_length
+            and not _differing_keys([a, b])
+        )
+    keys = "; ".join(f"{key} ({', '.join(texts)})" for key, texts in differing.items())
+    reason = f"differ in {keys}" if keys else f"both have seed {one.seed}"
+    return ReportError(
+        f"{one.path} and {other.path} are both called {one.variant!r} and {reason}: averaged, they "
+        "would look like seeds of one variant. Call what is not the same by another name, with "
+        '--config.name=NAME before training or as "name" in config.json (of a results file in its '
+        "first line), or report on them apart"
+    )
 
 
 def context_of(row: Row) -> int:

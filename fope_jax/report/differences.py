@@ -23,8 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fope_jax.report.comparison import Comparison
-from fope_jax.report.provenance import flatten
-from fope_jax.report.rows import Run
+from fope_jax.report.rows import Run, flatten
 from fope_jax.report.sums import Metric, add_up, spread
 
 LEVEL = 0.95

@@ -7,22 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fope_jax.report.comparison import run_labels
-from fope_jax.report.rows import Run
+from fope_jax.report.rows import Run, flatten
 from fope_jax.report.tables import EMPTY, Table
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted keys.
-
-    >>> flatten({"train": {"steps": 3}, "seed": 0})
-    {'train.steps': 3, 'seed': 0}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:

@@ -107,6 +107,20 @@ class Run:
         return [row for row in self.rows if row["kind"] == kind]
 
 
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as dotted keys.
+
+    >>> flatten({"train": {"steps": 3}, "seed": 0})
+    {'train.steps': 3, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
 # ---------------------------------------------------------------------------- reading
 
 

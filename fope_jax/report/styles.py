@@ -68,7 +68,7 @@ def method_styles(labels: Iterable[str]) -> dict[str, Style]:
         checksum = zlib.crc32(label.encode())
         start = checksum % len(pairs)
         colours = COLOURS + MORE_COLOURS
-        method = KNOWN.get(re.sub(r" \(trained on \d+\)$", "", label))
+        method = KNOWN.get(re.sub(r" \(.*\)$", "", label))
         colour = method.color if method else colours[checksum // len(pairs) % len(colours)]
         free = [pair for pair in pairs[start:] + pairs[:start] if pair not in taken]
         best = [pair for pair in free if (colour, pair[0]) not in looks]

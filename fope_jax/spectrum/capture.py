@@ -11,6 +11,7 @@ import numpy as np
 
 from fope_jax.model.attention import attention_logits, layer_arguments
 from fope_jax.model.transformer import Activations, Transformer, merge, split
+from fope_jax.spectrum.series import before_rotation
 from fope_jax.typing import Array
 
 LOGITS_IN_MEMORY = 2**26  # logits of one layer, 256 MB of float32; more are made in blocks
@@ -90,8 +91,10 @@ def mean_by_distance(logits: Array) -> Array:
 def _unrotated(activations: Activations) -> tuple[Array, Array]:
     """q and k before the rotation, as wide as after it."""
     a, method = activations, activations.position.method
-    if a.rotated_q.shape[-1] == a.q.shape[-1]:
-        return a.q, a.k
+    q, k = before_rotation(method, a.variables, a.q, a.k)
+    if q.shape[-1] == a.rotated_q.shape[-1]:
+        return q, k
+    # Two versions side by side, or a user's method; neither has a series.
     origin = jnp.zeros((1, a.q.shape[1]), jnp.int32)
     return method.rotate(a.variables, method.tables(a.variables, origin, a.q.shape[-1]), a.q, a.k)
 

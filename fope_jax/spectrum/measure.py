@@ -213,7 +213,8 @@ def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndar
     """Energy of ``x [T, N, H]`` at the frequencies of its pairs of dimensions, and in total."""
     total = np.zeros(2)
     for dims, basis in zip(series.pairs, bases, strict=True):
-        total += np.array(energies(np.moveaxis(x[..., dims], 0, -1), basis)).sum(axis=(-1, -2))
+        of_pair = np.moveaxis(x[..., np.unique(dims)], 0, -1)  # one may be its own partner
+        total += np.array(energies(of_pair, basis)).sum(axis=(-1, -2))
     return total
 
 

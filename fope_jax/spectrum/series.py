@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import block_diag
 
@@ -45,6 +46,7 @@ from fope_jax.position.base import Variables, select
 from fope_jax.position.mixing import ByShare
 from fope_jax.position.scaling import scaled_frequencies
 from fope_jax.position.xpos import xpos_decay
+from fope_jax.typing import Array
 
 
 class Series(NamedTuple):
@@ -54,7 +56,8 @@ class Series(NamedTuple):
       frequencies: ``[F]`` w, radians per token; the rotation of negative ones is backward.
       growth: ``[F]`` g of q, per token; k has the negative. 0 except in XPos.
       coefficients: ``[N, P, F]`` complex, c of each query head.
-      pairs: ``[P, 2]`` dimensions of each pair, real part first.
+      pairs: ``[P, 2]`` dimensions of each pair, real part first. A dimension without a partner is
+        its own, with coefficients of 2 ** -0.5, which q.k has twice.
     """
 
     frequencies: np.ndarray
@@ -178,7 +181,7 @@ def _(method: PoPE, variables, shape, length=None) -> Series:
     rest = shape.head_dim - polar
     pairs = _pairs(2 * polar, False)
     rotated = _one_frequency_a_pair(method.frequencies(shape.head_dim), pairs, shape)
-    if rest < 2:
+    if not rest:
         return rotated
     return _side_by_side([rotated, _unrotated(rest, shape)], [0, 2 * polar])
 
@@ -197,12 +200,13 @@ def _(method: ByShare, variables, shape, length=None) -> Series | None:
         parts.append(_unrotated(size, shape) if isinstance(inner, NoPE) else part)
     if method.frequencies(shape.head_dim) is None or any(part is None for part in parts):
         return None
-    return _side_by_side(parts, np.cumsum([0, *dims[:-1]]).tolist())
+    widths = [part.pairs.max() + 1 for part in parts]  # a polar part is wider than its share
+    return _side_by_side(parts, np.cumsum([0, *widths[:-1]]).tolist())
 
 
 def _pairs(dims: int, interleaved: bool) -> np.ndarray:
     """Dimensions ``[P, 2]`` of each pair: adjacent, or half a head apart."""
-    numbers = np.arange(dims - dims % 2)
+    numbers = np.arange(dims)
     return numbers.reshape(-1, 2) if interleaved else numbers.reshape(2, -1).T
 
 
@@ -216,8 +220,11 @@ def _one_frequency_a_pair(
 
 def _unrotated(dims: int, shape: ModelShape) -> Series:
     """The series of dimensions without position, in adjacent pairs."""
-    pairs = _pairs(dims, interleaved=True)
-    coefficients = np.ones((shape.num_heads, len(pairs), 1), complex)
+    pairs = _pairs(dims - dims % 2, interleaved=True)
+    coefficients = np.ones((shape.num_heads, -(-dims // 2), 1), complex)
+    if dims % 2:
+        pairs = np.append(pairs, [[dims - 1, dims - 1]], axis=0)
+        coefficients[:, -1] = 0.5**0.5
     return Series(np.zeros(1), np.zeros(1), coefficients, pairs)
 
 
@@ -231,6 +238,30 @@ def _side_by_side(parts: list[Series], first_dims: list[int]) -> Series:
         coefficients,
         np.concatenate([p.pairs + d for p, d in zip(parts, first_dims, strict=True)]),
     )
+
+
+def before_rotation(
+    method: PositionEmbedding, variables: Variables, q: Array, k: Array
+) -> tuple[Array, Array]:
+    """q ``[B, T, N, H]`` and k as the series of a layer's method takes them.
+
+    They are as wide as after the rotation: polar dimensions are those of position 0.
+    """
+    if isinstance(method, FoX):
+        return before_rotation(method.rotation, select(variables, "rotation."), q, k)
+    if isinstance(method, ByShare):
+        edges = np.cumsum(method.dims(q.shape[-1]))[:-1]
+        slices = zip(jnp.split(q, edges, axis=-1), jnp.split(k, edges, axis=-1), strict=True)
+        parts = [
+            before_rotation(inner, select(variables, f"{index}."), *q_and_k)
+            for index, (inner, q_and_k) in enumerate(zip(method.methods, slices, strict=True))
+        ]
+        q, k = (jnp.concatenate(x, axis=-1) for x in zip(*parts, strict=True))
+        return q, k
+    if not isinstance(method, PoPE):
+        return q, k
+    origin = jnp.zeros((1, q.shape[1]), jnp.int32)
+    return method.rotate(variables, method.tables(variables, origin, q.shape[-1]), q, k)
 
 
 def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
+from fope_jax.config.experiment import flat_values
 from fope_jax.config.fields import ConfigError, nearest
 from fope_jax.extend.child import child_experiment
 from fope_jax.train.options import (
@@ -114,8 +115,8 @@ def load_sweep(spec: str) -> list[PlannedRun]:
     """Reads a sweep file ``"path.py:arg"`` and builds all its experiments before any runs.
 
     Raises:
-      ConfigError: no such file or function, a duplicate name, a parent that does not precede its
-        child, or a run that cannot be built.
+      ConfigError: no such file or function, a duplicate name, two runs of one variant and seed, a
+        parent that does not precede its child, or a run that cannot be built.
     """
     path, _, arg = spec.partition(":")
     runs = call_in_file("sweep", path, "get_sweep", arg)
@@ -153,7 +154,26 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
             raise ConfigError(f"run {run.name!r}: {error}") from error
     if not planned:
         raise ConfigError("the sweep has no runs")
+    _check_names(planned.values())
     return list(planned.values())
+
+
+def _check_names(planned: Iterable[PlannedRun]) -> None:
+    """Raises ConfigError for two runs that reports would take for one seed of one variant."""
+    known: dict[tuple[str, int, int], PlannedRun] = {}
+    for run in planned:
+        key = run.experiment.name, run.experiment.seed, run.experiment.train.length
+        if (other := known.setdefault(key, run)) is run:
+            continue
+        old, new = flat_values(other.experiment), flat_values(run.experiment)
+        differing = [
+            f"{k} ({old.get(k)}, {new.get(k)})" for k in old | new if old.get(k) != new.get(k)
+        ]
+        raise ConfigError(
+            f"runs {other.name!r} and {run.name!r} are both variant {key[0]!r} with seed {key[1]}, "
+            f"but are not the same: {', '.join(differing) or 'their parents or options'}. Give one "
+            'another variant: overrides=("name=NAME",)'
+        )
 
 
 class _Parser(VerbParser):

@@ -1,8 +1,9 @@
 """What is accepted becomes objects and back; what is not says why, before any work."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -283,8 +284,8 @@ def test_arguments_of_a_file():
 
 
 def test_every_train_field_is_documented_and_checked_when_built_directly():
-    for field in TrainConfig.__dataclass_fields__:
-        assert field in TrainConfig.__doc__
+    for name in TrainConfig.__dataclass_fields__:
+        assert name in TrainConfig.__doc__
     good = TrainConfig(steps=1, batch_size=2, length=3)
     for wrong in ({"schedule": "step"}, {"keep": 0}, {"eps": 0.0}, {"warmup_steps": -1}):
         name, value = next(iter(wrong.items()))
@@ -387,6 +388,40 @@ def test_sinusoids_are_as_large_as_the_embeddings(spec, position, init_std, ampl
     # Later changes of init_std change no model that has weights.
     stored["model"]["init_std"] = 0.5
     assert build_experiment(stored).position == experiment.position
+
+
+@dataclass(frozen=True)
+class Wave(NoPE):
+    """Somebody's method with names that methods of this package have."""
+
+    amplitude: float = 1.0
+    training_length: int = 4096
+    num_layers: int = 7
+
+
+@dataclass(frozen=True)
+class LengthBound(NoPE):
+    num_layers: int
+    training_length: int | None = None
+    amplitude: float = field(default=1.0, metadata={"config": "model.init_std"})
+
+
+def test_only_what_a_method_leaves_open_is_filled_in(spec):
+    def position(cls):
+        config = load_config(spec, ["model.init_std=0.06"])
+        config.position = ConfigDict({"method": f"{__name__}:{cls.__name__}"})
+        return build_experiment(config).position
+
+    assert position(Wave) == Wave(1.0, 4096, 7)
+    assert position(LengthBound) == LengthBound(2, 128, 0.06)
+
+
+def test_numbers_of_numpy_are_numbers(spec):
+    config = load_config(spec)
+    config.position.training_length = np.int64(64)
+    config.position.sigma = np.float32(0.25)
+    position = build_experiment(config).position
+    assert position == FoPE(64, sigma=0.25) and type(position.training_length) is int
 
 
 def test_scalings_from_the_command_line(spec):

@@ -9,6 +9,8 @@ from fope_jax.config import TrainConfig
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import Loader
+from fope_jax.data.retrieval.base import TrialTooLong
+from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.task_mixture import MixtureLoader, make_stage_loaders, share_rows
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
@@ -157,6 +159,25 @@ def test_no_tasks_is_the_loader_of_text():
 def test_a_task_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r"a window of passkey \(compact\) takes \d+ .* gives 21"):
         loader(ALONE, length=20)
+
+
+def test_trials_that_are_too_long_for_a_row_are_drawn_again():
+    """Trials differ in length: the 16 that are looked at in the beginning are no bound."""
+    config = DataConfig(corpus="none", tokenizer="bytes", tasks=("multi_query=1",))
+    task = make_task("multi_query", BytesTokenizer())
+    known = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
+    batch, redrawn = loader(config, length=known - 1, batch_size=64).batch(3), 0
+    for row in range(64):
+        try:
+            window, _ = task.draw_training_window(np.random.default_rng([5, 3, row]), known)
+        except TrialTooLong:
+            window, _ = task.draw_training_window(np.random.default_rng([5, 3, row, 1]), known)
+            redrawn += 1
+        np.testing.assert_array_equal(batch.targets[row], window[1:])
+    assert redrawn
+    tight = MixtureLoader(None, [(task, 2)], length=99, seed=0, answers_only=True)
+    with pytest.raises(ValueError, match=r"none of 64 trials of multi_query fits into row 0 of st"):
+        tight.batch(7)
 
 
 def test_without_text_there_is_no_text_loader():

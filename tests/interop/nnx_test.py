@@ -20,11 +20,14 @@ from fope_jax.position import (
     DynamicNTK,
     FoPE,
     Learned,
+    LocalChunks,
     LogitScaling,
     NoPE,
     PositionEmbedding,
     RoPE,
+    SelfExtend,
     Sinusoidal,
+    SlidingWindow,
     T5Bias,
     XPos,
     YaRN,
@@ -377,6 +380,24 @@ ERRORS = {
         lambda: PositionEmbed(RoPE(), d_model=8, rngs=nnx.Rngs(0)),
         "RoPE.*use PositionAttention",
     ),
+    "embed of a window": (
+        lambda: PositionEmbed(SlidingWindow(Sinusoidal(), 4), d_model=8, rngs=nnx.Rngs(0)),
+        "SlidingWindow.*also hides keys.*PositionAttention for the rest, around NoPE",
+    ),
+    "embed of a chunk": (
+        lambda: PositionEmbed(LocalChunks(Learned(40), 4), d_model=8, rngs=nnx.Rngs(0)),
+        "LocalChunks.*also hides keys",
+    ),
+    "embed of a logit scale": (
+        lambda: PositionEmbed(
+            LogitScaling(Sinusoidal(), training_length=8), d_model=8, rngs=nnx.Rngs(0)
+        ),
+        "LogitScaling.*also scales logits",
+    ),
+    "a bias of another shape": (
+        lambda: called(built(ALiBi()), bias=jnp.ones((2, LENGTH, LENGTH))),
+        r"bias has shape \(2, 12, 12\): expected what broadcasts to \(2, 4, 12, 12\)",
+    ),
     "rotary of a bias": (
         lambda: Rotary(ALiBi(), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
         "ALiBi.*has a bias.*use PositionAttention",
@@ -587,6 +608,43 @@ def test_alibi_and_t5_look_both_ways_without_a_mask():
     bucket = np.select([size < 2, 2.0 * (size / 2) ** 2 < 9], [size, 2], 3) + 4 * (apart < 0)
     expected = plain_attention(q, k, v, np.moveaxis(table[bucket], -1, 0))
     np.testing.assert_allclose(layer(q, k, v), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, LENGTH), (HEADS, 1, LENGTH), (2, HEADS, LENGTH, LENGTH)])
+@pytest.mark.parametrize(
+    "method",
+    [RoPE(), ALiBi(), SelfExtend(RoPE(), 2, 3), LogitScaling(ALiBi(), training_length=4)],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_bias_of_the_caller_is_added_to_that_of_the_method(method, shape):
+    """Equal to a mask where it is -inf, and it leaves what a constant of all keys leaves."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, LENGTH, HEADS, HEAD_DIM)) for i in range(3))
+    bias = 3.0 * jax.random.normal(jax.random.key(3), shape)
+    logits = []  # of the method, with the caller's bias
+
+    def recording(query, key, value, bias=0.0, mask=None, is_causal=False):
+        scores = jnp.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(query.shape[-1])
+        logits.append(scores + bias)
+        return value
+
+    layer = built(method, attention_fn=recording)
+    layer(q, k, v, is_causal=True)
+    layer(q, k, v, is_causal=True, bias=bias)
+    added = np.broadcast_to(np.asarray(bias), logits[0].shape)
+    np.testing.assert_allclose(logits[1] - logits[0], added, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cope", "rope", "alibi"])
+def test_a_bias_of_minus_infinity_is_a_mask(name):
+    """For contextual biases too: what is hidden is not counted."""
+    layer = built(CASES.get(name, RoPE()))
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, LENGTH, HEADS, HEAD_DIM)) for i in range(3))
+    is_shown = np.array(CAUSAL) & (np.arange(LENGTH) != 3)
+    bias = jnp.where(jnp.asarray(is_shown), 0.0, -1e9).astype(jnp.bfloat16)
+    expected = layer(q, k, v, mask=jnp.asarray(is_shown))
+    found = layer(q, k, v, mask=jnp.asarray(CAUSAL), bias=bias)
+    shown = np.arange(LENGTH) != 3
+    np.testing.assert_allclose(found[:, shown], expected[:, shown], atol=1e-5)
 
 
 @pytest.mark.fast("t5", "cope")

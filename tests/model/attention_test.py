@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
 from fope_jax.model.masks import TokenIndex, attention_mask, visible_key_blocks
-from fope_jax.position.base import ModelShape, has_hook
+from fope_jax.model.running_sums import running_sums
+from fope_jax.position import ALiBi
+from fope_jax.position.base import ModelShape, bias_of_heads, has_hook
 from tests.model.rows import packed
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
@@ -220,6 +222,65 @@ def contextual_definition(name):
 
 
 WITH_GRADIENTS = ("blocks that do not divide", "stored in any order")
+
+
+def test_attention_inside_the_shard_map_of_a_caller():
+    """Arrays that differ along other mesh axes than the rest, with their gradients."""
+    mesh = jax.make_mesh((1, 1), ("rows", "heads"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    q, k = normal(0, 3, 9, 4, 4), normal(1, 3, 9, 2, 4)
+    v, slopes = normal(2, 3, 9, 2, 4), jnp.array([0.5, 0.25, 0.125, 0.0625])
+    positions = jnp.arange(9)[None]
+
+    def attend(q, k, v, slopes):
+        return attention.attend(
+            *(q, k, v),
+            **dict.fromkeys(("q_positions", "k_positions"), positions),
+            **dict.fromkeys(("q_segments", "k_segments"), jnp.ones_like(positions)),
+            bias_fn=functools.partial(bias_of_heads, ALiBi()),
+            bias_variables={"slopes": slopes},
+            block=4,
+        )
+
+    P = jax.sharding.PartitionSpec
+    by_both = P("rows", None, "heads")
+    mapped = jax.shard_map(
+        attend, mesh=mesh, in_specs=(by_both, by_both, by_both, P("heads")), out_specs=by_both
+    )
+
+    def values(attend):
+        def loss(*arrays):
+            return jnp.sum(attend(*arrays) ** 2)
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))(q, k, v, slopes)
+
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6),
+        *(values(attend), values(mapped)),
+    )
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, 5), (2, 0, 0), (2, 0, 5), (2, 5, 0)], ids=str)
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("contextual", [False, True])
+def test_no_rows_no_queries_and_no_keys(sizes, backend, contextual):
+    batch, length, keys = sizes
+    q, k, v = (
+        jnp.ones((batch, tokens, heads, 4)) for tokens, heads in ((length, 4), (keys, 2), (keys, 2))
+    )
+    out = attention.attend(
+        *(q, k, v),
+        q_positions=jnp.arange(length)[None],
+        k_positions=jnp.arange(keys)[None],
+        q_segments=jnp.ones((1, length), jnp.int32),
+        k_segments=jnp.ones((1, keys), jnp.int32),
+        contextual_fn=contextual_fn if contextual else None,
+        bias_variables=contextual_variables(4, 4) if contextual else None,
+        q_sums=running_sums(jnp.ones((batch, length, 4))),
+        k_sums=running_sums(jnp.ones((batch, keys, 4))),
+        backend=backend,
+        block=4,
+    )
+    np.testing.assert_array_equal(out, np.zeros((batch, length, 4, 4)))
 
 
 @pytest.mark.fast("packed and padded, grouped-chunked")

@@ -28,6 +28,7 @@ from fope_jax.position import (
     XPos,
     YaRN,
     llama4_scale,
+    log_n_scale,
 )
 from fope_jax.position.base import bias_of_heads, has_hook
 
@@ -148,6 +149,12 @@ def test_a_step_of_llama_4_comes_with_the_last_token_of_its_length():
     np.testing.assert_array_equal(narrow, llama4_scale(np.array([0, 99, 127]), 100))
     with pytest.raises(TypeError, match="float32: they count tokens"):
         llama4_scale(np.zeros(1, np.float32), 100)
+
+
+def test_a_query_before_position_0_is_as_one_there():
+    before = np.array([-(2**31) + 1, -9, -2, -1, 0])
+    for scale in (log_n_scale, functools.partial(log_n_scale, within=True), llama4_scale):
+        np.testing.assert_array_equal(scale(before, 4), np.full(5, scale(np.array([0]), 4)))
 
 
 def test_attention():

@@ -28,6 +28,7 @@ from fope_jax.position import (
     T5Bias,
     XPos,
     YaRN,
+    alibi_slopes,
     angles,
     clip_floor,
     fingerprint,
@@ -56,6 +57,35 @@ REQUIRED = {
     "self_extend": {"inner": {"method": "rope"}, "window": 8, "group": 4},
     "rerope": {"inner": {"method": "rope"}, "window": 8},
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved(PositionEmbedding):
+    rate: float = 1.0
+    half: float = dataclasses.field(init=False, default=0.0)
+
+    def __post_init__(self):
+        object.__setattr__(self, "half", self.rate / 2)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ALiBi(slopes=alibi_slopes(4)[::-1]),
+        FoPE(np.int64(64), sigma=np.float32(0.25)),
+        RoPE(interleaved=np.bool_(True)),
+        Halved(3.0),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_specifications_are_json_also_of_numpy_values_and_of_fields_that_follow(method):
+    assert from_spec(json.loads(json.dumps(to_spec(method)))) == method
+
+
+def test_a_knob_is_not_called_as_a_word_of_specifications():
+    cls = dataclasses.make_dataclass("Own", [("method", str)], bases=(NoPE,), frozen=True)
+    with pytest.raises(TypeError, match="Own has a knob 'method', which is a specification's own"):
+        register("own")(cls)
 
 
 @pytest.mark.parametrize("name", METHODS)

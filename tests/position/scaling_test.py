@@ -223,11 +223,28 @@ def test_snapped_frequencies_return_after_the_training_length():
         np.testing.assert_allclose(sin, 0.0, atol=3e-5)
 
 
+@pytest.mark.parametrize("least", [0, 1, 3])
+def test_snapping_sets_no_still_pair_in_motion(least):
+    still = scaled_frequencies(32, 1e4, (PRoPE(0.5), SnapToCycles(96, least))).inv_freq
+    assert not least or (still[:8] > 0).all()
+    assert not still[8:].any()
+
+
+@pytest.mark.parametrize(
+    ("kept", "half"), [(15, 44), (1, 49), *((kept, 57) for kept in range(1, 58))]
+)
+def test_a_share_that_is_a_whole_number_of_pairs_keeps_them(kept, half):
+    """15 / 44 of 88 dimensions is 29.999999999999996 in float64."""
+    for scaling in (PRoPE(kept / half), Proportional(kept / half, 2.0)):
+        found = scaled_frequencies(2 * half, 1e4, (scaling,)).inv_freq
+        assert np.count_nonzero(found) == kept
+
+
 @given(share=st.floats(0.05, 1.0), half=st.integers(20, 64))
 @settings(max_examples=30, deadline=None)
 def test_p_rope_keeps_the_fastest(share, half):
     after = scaled_frequencies(2 * half, 1e4, (PRoPE(share),)).inv_freq
-    kept = int(share * 2 * half // 2)
+    kept = math.floor(share * half + 1e-6)
     np.testing.assert_array_equal(after[:kept], inverse_frequencies(2 * half)[:kept])
     assert not after[kept:].any()
 

@@ -63,3 +63,23 @@ def test_the_limit_is_where_the_fastest_decay_leaves_float32(gamma):
     """Also where (1 + gamma) / gamma is 1 in float64: float32 then holds all positions."""
     longest = XPos(gamma=gamma, scale_base=512.0).limits.max_length
     assert longest == (26_156 if gamma == 0.4 else 47_274 if gamma == 1.0 else 2**31 - 1)
+
+
+def test_float16_ends_earlier():
+    """At the defaults keys would grow beyond float16 at 4,532 tokens, by e**11.1."""
+    method = XPos()
+
+    def turned(positions, dtype=jnp.float16):
+        x = jnp.ones((1, len(positions), 1, 8), dtype)
+        return method.rotate({}, method.tables({}, np.array([positions]), 8), x, x)
+
+    for q_or_k, right in zip(
+        turned([0, 2000, 3269]), turned([0, 2000, 3269], jnp.float32), strict=True
+    ):
+        np.testing.assert_allclose(q_or_k, right, rtol=2e-2, atol=1e-6)
+    assert all(np.isnan(x).all() for x in turned([3270, 6000]))
+    assert all(np.isfinite(x).all() for x in turned([3270, 6000], jnp.bfloat16))
+    with pytest.raises(
+        ValueError, match="6000 tokens in float16, which holds its factors for 3269"
+    ):
+        turned(range(6000))

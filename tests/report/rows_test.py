@@ -258,6 +258,87 @@ def test_one_name_trained_on_two_lengths_is_two_labels(make_run):
     assert ratios["rope (trained on 512)"][512].mean == 1
 
 
+@pytest.fixture
+def make_ropes(make_run):
+    """Runs of the variant "rope" with these changes of their configurations, by dotted key."""
+
+    def make(*changes, seeds=(0, 0, 0)):
+        runs = []
+        for index, changed in enumerate(changes):
+            runs.append(make_run("rope", seeds[index], name=f"run{index}"))
+            path = runs[-1] / "config.json"
+            config = json.loads(path.read_text())
+            for key, value in changed.items():
+                *sections, name = key.split(".")
+                (config[sections[0]] if sections else config)[name] = value
+            path.write_text(json.dumps(config))
+        return read_runs(runs)
+
+    return make
+
+
+YARN = {"scaling": "yarn", "factor": 2.0, "original_length": 64}
+THETA = "position.theta"
+
+
+@pytest.mark.parametrize("seeds", [(0, 0), (0, 1)])
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        (({}, {THETA: 5e5}), ("rope (theta=10000)", "rope (theta=500000)")),
+        (({}, {"train.steps": 7}), ("rope (train.steps=1000)", "rope (train.steps=7)")),
+        (
+            ({"position.scaling": []}, {"position.scaling": [YARN]}),
+            ("rope (scaling=none)", "rope (scaling=yarn)"),
+        ),
+        (
+            ({"position.scaling": [YARN]}, {"position.scaling": [YARN | {"factor": 16.0}]}),
+            ("rope (scaling.0.factor=2)", "rope (scaling.0.factor=16)"),
+        ),
+    ],
+)
+def test_runs_of_one_name_are_told_apart_by_the_key_in_which_they_differ(
+    make_ropes, changes, labels, seeds
+):
+    runs = make_ropes(*changes, seeds=seeds)
+    assert tuple(run_labels(runs).values()) == labels
+    (comparison,) = comparisons(runs, "perplexity")
+    assert tuple(comparison.curves) == labels
+
+
+def test_what_changes_no_number_and_what_older_runs_lack_tells_no_runs_apart(make_ropes):
+    same = {"model.remat": "full", "data": {"cache_dir": "x"}, "mesh": {"data": 2}}
+    newer = {"model.qkv_bias": False}
+    runs = make_ropes({}, same, newer, seeds=(0, 1, 2))
+    assert set(run_labels(runs).values()) == {"rope"}
+
+
+def test_runs_of_one_name_configuration_and_seed_are_told_apart_by_their_paths(make_ropes):
+    runs = make_ropes({}, {}, {}, seeds=(0, 0, 1))
+    assert list(run_labels(runs).values()) == [f"rope ({run.path})" for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "reason"),
+    [
+        (
+            ({}, {}, {THETA: 5e5, "train.steps": 7}),
+            (0, 1, 0),
+            r"run0 and .*run2 are both .*'rope' and differ in .*theta \(10000, 500000\); train\.s",
+        ),
+        (({}, {THETA: 9.0}, {THETA: 9.0}), (0, 0, 0), "run1 and .*run2 .* both have seed 0"),
+        (
+            ({}, {"train.length": 512}, {THETA: 9.0}),
+            (0, 0, 0),
+            r"run0 and .*run2 .* differ in position\.theta \(10000, 9\): averaged.*config.name=",
+        ),
+    ],
+)
+def test_runs_of_one_name_that_are_no_seeds_of_it_are_refused(make_ropes, changes, seeds, reason):
+    with pytest.raises(ReportError, match=reason):
+        comparisons(make_ropes(*changes, seeds=seeds), "perplexity")
+
+
 def test_a_run_without_its_training_length_has_no_ratio(synthetic, make_run):
     rows = [row for row in synthetic.rows_of("rope", 0) if row.get("context") != 128]
     (comparison,) = comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")

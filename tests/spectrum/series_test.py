@@ -22,6 +22,7 @@ from fope_jax.position import (
 )
 from fope_jax.spectrum.series import (
     attention_coefficients,
+    before_rotation,
     frequency_components,
     rotation_factors,
     series_of,
@@ -160,6 +161,51 @@ def test_interleaved_pairs_are_neighbours_and_series_count_by_their_strongest_te
     own = method.frequencies(SHAPE.head_dim)
     np.testing.assert_allclose([p.frequency for p in found[: len(own)]], own, rtol=1e-6)
     assert all(pair.frequency == 0 for pair in found[len(own) :])
+
+
+MIXED = FoPE(64, sigma=0.5, scaling=(YaRN(2.0, 64),), heads="query")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ByShare((PoPE(50.0, phase="uniform"), RoPE(theta=50.0)), (0.25, 0.75)),
+        ByShare((RoPE(theta=50.0), PoPE(50.0), NoPE()), (0.5, 0.25, 0.25)),
+        ByShare((PoPE(50.0), MIXED, RoPE(scaling=(YaRN(4.0, 32),))), (0.25, 0.5, 0.25)),
+        ByShare((ByShare((PoPE(50.0), RoPE()), (0.5, 0.5)), XPos(scale_base=16.0)), (0.5, 0.5)),
+        PoPE(50.0, partial_rotary_factor=7 / 16),
+        PoPE(50.0, partial_rotary_factor=15 / 16),
+        ByShare((NoPE(), RoPE(), NoPE()), (3 / 16, 0.5, 5 / 16)),
+    ],
+    ids=str,
+)
+def test_logits_are_those_of_the_series(method):
+    variables, rng = drawn(method), np.random.default_rng(5)
+    q = jnp.asarray(rng.standard_normal((1, 6, 4, 16)), jnp.float32)
+    k = jnp.asarray(rng.standard_normal((1, 6, 2, 16)), jnp.float32)
+    positions = np.array([[0, 1, 3, 9, 17, 30]])
+    tables = method.tables(variables, jnp.asarray(positions), 16)
+    rotated_q, rotated_k = method.rotate(variables, tables, q, k)
+    rotated_k = np.repeat(rotated_k, 4 // rotated_k.shape[2], axis=2)
+    expected = np.einsum("tnh,snh->nts", rotated_q[0], rotated_k[0])
+
+    series = series_of(method, variables, SHAPE)
+    assert set(series.pairs.ravel()) == set(range(rotated_q.shape[-1]))
+    before = [
+        np.repeat(x[0], 4 // x.shape[2], axis=1) for x in before_rotation(method, variables, q, k)
+    ]
+    turned = [
+        np.asarray(x, np.float64)[..., series.pairs]
+        @ [1, 1j]
+        * rotation_factors(series, positions[0], of_keys)
+        for x, of_keys in zip(before, (False, True), strict=True)
+    ]
+    found = np.einsum("tnm,snm->nts", turned[0], np.conj(turned[1])).real
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    # So are the coefficients of one query and key.
+    key = attention_coefficients(series, before[0][5], before[1][2], positions[0, 2])
+    parts = frequency_components(series, key, positions[0, 5:])
+    np.testing.assert_allclose(parts.sum(axis=(-2, -1)), expected[:, 5, 2], rtol=1e-5, atol=1e-5)
 
 
 def test_a_signal_of_own_frequencies_is_extended_exactly():

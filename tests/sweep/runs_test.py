@@ -63,6 +63,10 @@ A = Train("a", QUICK)
     [
         ([], "the sweep has no runs"),
         ([A, A], "two runs are called 'a'"),
+        (
+            [A, Train("b", QUICK, ("train.steps=7",))],
+            r"runs 'a' and 'b' are both variant '.*' with seed 0, but .*: train\.steps \(.*, 7\)",
+        ),
         ([Train("a/b", QUICK)], r"run name 'a/b'; accepted: letters, digits and _ \. \+ -"),
         ([Extend("b", "a", "yarn", 256)], "run 'b': its parent 'a' is no run before it"),
         ([A, Extend("b", "a", "t5", 256)], "run 'b': .*t5"),

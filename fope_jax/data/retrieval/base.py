@@ -24,6 +24,10 @@ def split_of(item: bytes) -> str:
     return ITEM_SPLITS[zlib.crc32(item) & 1]
 
 
+class TrialTooLong(ValueError):
+    """The trial drawn does not fit into the window; one of another seed may."""
+
+
 class Trial(NamedTuple):
     """A window that ends in the answer.
 
@@ -76,7 +80,7 @@ class Task:
         return self.lengths(rng, split).window
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
-        """A window of ``context`` tokens, answer included; ValueError if the trial does not fit.
+        """A window of ``context`` tokens, answer included; TrialTooLong if the trial does not fit.
 
         ``rng`` draws the question first, so that one seed asks the same at every length. ``depth``
         is 0 to 1 and ignored without ``has_depth``. ``split`` is one of ``ITEM_SPLITS``.
@@ -96,11 +100,11 @@ class Task:
 
 
 def check_trial_fits(name: str, context: int, min_length: int, depth: float) -> None:
-    """Raises ValueError if ``context`` is too short or ``depth`` is not in 0 to 1."""
+    """Raises TrialTooLong for a short ``context``, ValueError for ``depth`` outside of 0 to 1."""
     if not 0 <= depth <= 1:
         raise ValueError(f"{name} depth is {depth}; accepted: 0 to 1")
     if context < min_length:
-        raise ValueError(
+        raise TrialTooLong(
             f"a {name} trial does not fit into a context of {context} tokens; the shortest that "
             f"holds it has {min_length}"
         )

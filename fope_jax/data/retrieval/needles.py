@@ -232,13 +232,18 @@ class CommonWords(TextTask):
             common, others = sorted(words[: self.COMMON]), words[self.COMMON :]
             if split_of(" ".join(common).encode()) == split:
                 break
-        wrong = [rng.choice(others, self.COMMON, replace=False) for _ in range(NUM_DISTRACTORS)]
+        drawn = (rng.choice(others, self.COMMON, replace=False) for _ in range(NUM_DISTRACTORS))
+        wrong = list(dict.fromkeys(tuple(sorted(words)) for words in drawn))
+        # Others in place of repeated ones, without a draw, which would change the haystack.
+        more = (tuple(sorted(words)) for words in itertools.combinations(others, self.COMMON))
+        unused = (words for words in more if words not in wrong)
+        wrong += itertools.islice(unused, NUM_DISTRACTORS - len(wrong))
         pieces = self.encode_pieces(
             needles=[],
             depths=[],
             question=" The most common words are",
             answer=f" {join_with_and(common)}",
-            distractors=[f" {join_with_and(sorted(words))}" for words in wrong],
+            distractors=[f" {join_with_and(words)}" for words in wrong],
             answer_texts=common,
         )
 

@@ -35,8 +35,10 @@ class Recall(Task):
 
     In a trial the key asked for occurs once before, at the depth; the other keys repeat. In
     training all repeat, and every value of a repeated key is an answer. The dictionary decides the
-    split. Distractors are other values of the window. ``keys`` and ``values``, ``[M]`` each, are
-    disjoint ids; a window has ``entries`` keys, more than ``NUM_DISTRACTORS``.
+    split. Distractors are other values of the window; in one that has too few, also other values of
+    the dictionary (at short contexts older rows have more of these, so that their ranks are not
+    comparable). ``keys`` and ``values``, ``[M]`` each, are disjoint ids; a dictionary has
+    ``entries`` keys, more than ``NUM_DISTRACTORS``.
 
     Reference: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language
     Models", Section 3, for recall of many keys in one window.
@@ -62,14 +64,19 @@ class Recall(Task):
         check_trial_fits(self.name, context, 4, depth)
         keys, values = self._dictionary(rng, split)
         chosen = rng.choice(np.arange(1, self.entries), NUM_DISTRACTORS, replace=False)
-        distractors = tuple(values[i : i + 1] for i in chosen)
         pairs = (context - 2) // 2
         order = rng.integers(1, self.entries, pairs)
         order[round(depth * (pairs - 1))] = 0
         stream = np.stack([keys[order], values[order]], axis=1).ravel()
         # An odd context begins with the second token of a pair.
-        before = values[rng.integers(1, self.entries, context % 2)]
-        return Trial(np.concatenate([before, stream, keys[:1], values[:1]]), 1, distractors)
+        extra = rng.integers(1, self.entries, context % 2)
+        # Drawn last, so that they change no token of the window.
+        in_window = np.union1d(order, extra)
+        more = rng.permutation(np.setdiff1d(in_window, [0, *chosen]))
+        is_in_window = np.isin(chosen, in_window)
+        wrong = [*chosen[is_in_window], *more, *chosen[~is_in_window]][:NUM_DISTRACTORS]
+        distractors = tuple(values[i : i + 1] for i in wrong)
+        return Trial(np.concatenate([values[extra], stream, keys[:1], values[:1]]), 1, distractors)
 
     def draw_training_window(
         self, rng: np.random.Generator, length: int

@@ -81,9 +81,10 @@ class ClipFloor(Scaling):
 class SnapToCycles(Scaling):
     """Moves each frequency to the nearest with a whole number of turns in training.
 
-        w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
+        w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)  for w_m > 0,  else 0
 
-    The toy model without truncated periods in FoPE's paper ("RoPE-A").
+    Pairs that stand still, such as those that a floor clipped, stay so. The toy model without
+    truncated periods in FoPE's paper ("RoPE-A").
 
     Knobs:
       training_length: L, tokens.
@@ -108,7 +109,7 @@ class SnapToCycles(Scaling):
         inv_freq, numpy = rotary.inv_freq, _numpy(rotary.inv_freq)
         one_turn = floor_frequency(self.training_length)
         turns = numpy.maximum(numpy.round(inv_freq / one_turn), self.least)
-        return rotary._replace(inv_freq=turns * one_turn)
+        return rotary._replace(inv_freq=numpy.where(inv_freq > 0, turns * one_turn, 0.0))
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class PRoPE(Scaling):
             raise ValueError(f"share={self.share}: the share of frequencies kept is above 0, to 1")
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
-        kept = int(self.share * rotary.head_dim // 2)
+        # A share such as 15 / 44 gives a whole number of pairs but for rounding.
+        kept = math.floor(self.share * (rotary.head_dim // 2) + 1e-6)
         if kept < 1:
             raise ValueError(
                 f"share={self.share}: of {rotary.head_dim // 2} frequencies none is kept; "

@@ -96,6 +96,23 @@ def test_the_key_asked_for_stands_once_before_at_its_depth(context, depth):
         assert {int(v[0]) for v in trial.distractors} & {shown[key]} == set()
 
 
+@pytest.mark.parametrize("context", [9, 32, 65])
+def test_distractors_of_recall_stand_in_the_window_as_far_as_it_has_others(context):
+    task = Recall.from_tokenizer(BYTES)
+    for seed in range(20):
+        tokens, _, distractors, *_ = task.draw_trial(rng(seed), context, 0.4, "test")
+        wrong = {int(value) for (value,) in distractors}
+        others = set(tokens[np.isin(tokens, task.values)].tolist()) - {int(tokens[-1])}
+        assert len(wrong) == NUM_DISTRACTORS and int(tokens[-1]) not in wrong
+        assert len(wrong & others) == min(NUM_DISTRACTORS, len(others))
+
+
+def test_the_window_of_recall_is_that_of_a_seed_whatever_the_distractors():
+    """Trials of evaluations before distractors were of the window have the same tokens."""
+    trial = Recall.from_tokenizer(BYTES).draw_trial(rng(3), 13, 0.5, "test")
+    assert trial.tokens.tolist() == [29, 119, 17, 239, 29, 199, 241, 43, 209, 35, 249, 199, 241]
+
+
 def test_a_training_window_asks_for_every_value_whose_key_was_there():
     task = Recall.from_tokenizer(BYTES)
     tokens, answers = task.draw_training_window(rng(2), 129)
@@ -176,6 +193,13 @@ def test_halves_are_of_one_size():
 
 
 # ---------------------------------------------------------------------------- needles
+
+
+def test_no_distractor_of_common_words_is_ranked_twice():
+    task = make_task("common_words", BYTES)
+    for seed in range(60):
+        distractors = task.draw_trial(rng(seed), 400, 0.5, "test").distractors
+        assert len({wrong.tobytes() for wrong in distractors}) == NUM_DISTRACTORS
 
 
 def text_of(name, context=1200, haystack=None, seed=4, depth=0.5, tokenizer=BYTES):

@@ -18,7 +18,7 @@ from experiments.check.claims import Claim, Expected, Page, Table, TableText
 from experiments.check.compare import find_tables
 from experiments.check.rows import EXPERIMENTS
 from experiments.pretrained.tables import Results, all_tables, found_interval, loss_by_position
-from experiments.pretrained.units import FLOORS, LENGTH, METHODS, NAMES, TRAININGS, UPDATES
+from experiments.pretrained.units import FLOORS, LENGTH, MAIN, METHODS, NAMES, TRAININGS, UPDATES
 
 STRETCH = 2048  # tokens
 TRAINED = ", trained"
@@ -231,6 +231,17 @@ def has_each_rank(method: str, context: int, updates: int = 0) -> list[float]:
     return []
 
 
+def found_at_twice() -> list[float]:
+    """Keys in noise at twice the length: of YaRN and of NTK; AssertionError unless the others'
+    stand to them as the page says."""
+    found = {m: keys(m, 2 * LENGTH)[0] for m in (*MAIN, "ntk", "self_extend")}
+    assert found["self_extend"] == found["yarn"]
+    assert not any(found[m] for m in ("rope", "clip", "fope"))
+    assert keys("yarn", 2 * LENGTH, "corpus")[0] == keys("yarn", STRETCH, "corpus")[0]
+    assert keys("rope", 2 * LENGTH, "corpus")[0] == 0
+    return [found["yarn"], found["ntk"]]
+
+
 def yarn_is_best() -> list[float]:
     """No number; AssertionError unless YaRN's curves stand to the others as the page says."""
     trained = {m: stretches(m, updates=UPDATES) for m in ("rope", "yarn", *FLOORS_TRAINED)}
@@ -304,19 +315,47 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "the right number costs RoPE {} nats, and its ten ranks are 1 to 10 once each, as those of "
-        "a model are that orders the numbers of a window in one way whatever is asked. YaRN gives "
-        "it {} nats, nearly the {} of RoPE at 8,192",
+        "At 32,768 tokens, four times the length, it ends at {}.",
+        lambda: [at("rope", 30, 32, context=4 * LENGTH)],
+    ),
+    Claim(
+        "On joined news articles it is the same: RoPE ends at {}, YaRN at {}, NTK at {}. YaRN with "
+        "factor 4 reads four times the length: {} at 30 to 32 k, and never above that before.",
         lambda: [
-            *has_each_rank("rope", 2 * LENGTH),
-            keys("rope", 2 * LENGTH)[-1],
-            keys("yarn", 2 * LENGTH)[-1],
-            keys("rope", LENGTH)[-1],
+            *(at(m, 14, 16, text="news") for m in ("rope", "yarn", "ntk")),
+            float(max(stretches("yarn", context=4 * LENGTH))),
         ],
     ),
     Claim(
-        "costs {} nats inside the trained length** ({} against {} at 6 to 8 k)",
-        lambda: [at("clip", 6, 8) - at("rope", 6, 8), at("clip", 6, 8), at("rope", 6, 8)],
+        "the last 2,048 tokens of the window cost under YaRN {} nats after 6,144 tokens of the "
+        "book, and {} and {} after 10,240 and 14,336",
+        lambda: [
+            float(stretches("yarn", context=c)[-1]) for c in (LENGTH, LENGTH * 3 // 2, 2 * LENGTH)
+        ],
+    ),
+    Claim(
+        "Of ten keys in 16,384 tokens of noise YaRN and Self-Extend write {}, NTK {}, RoPE and the "
+        "two floors none, where RoPE writes {} at 8,192: intervals that overlap. In a book YaRN "
+        "writes {} ({} to {}%) at 16,384 tokens, as many as at 2,048, and RoPE none. The right number costs "
+        "YaRN {} nats in noise, nearly the {} of RoPE at 8,192, and RoPE {}, whose ten ranks are 1 "
+        "to 10 once each",
+        lambda: [
+            *found_at_twice(),
+            keys("rope", LENGTH)[0],
+            *np.take(keys("yarn", 2 * LENGTH, "corpus"), [0, 2, 3]),
+            keys("yarn", 2 * LENGTH)[-1],
+            keys("rope", LENGTH)[-1],
+            keys("rope", 2 * LENGTH)[-1],
+            *has_each_rank("rope", 2 * LENGTH),
+        ],
+    ),
+    Claim(
+        "costs {} nats inside the trained length** ({} against {} at 6 to 8 k; on news {} against "
+        "{})",
+        lambda: [
+            at("clip", 6, 8) - at("rope", 6, 8),
+            *(at(m, 6, 8, text=text) for text in ("books", "news") for m in ("clip", "rope")),
+        ],
     ),
     Claim(
         "differ by at most {} nats in any stretch of 1,024 tokens",
@@ -377,21 +416,20 @@ PAGE = Page(
         "settings": [
             "One window of 16,384 tokens",
             "stretches of 2,048 tokens (k is 1,024)",
+            "The last 2,048 tokens of that window, with ever more of the book before them (context "
+            "in tokens; at 32,768 scalings have factor 4):",
+            "trainings with the floors of 4,096 and 8,192, and all methods at 32,768 tokens",
             "has every 1,024.",
             "as YaRN does at 8 to 10 k",
             "Scalings have factor 2, Self-Extend groups of 4.",
             "32 updates of one window of 2,048 tokens each, then the same window of 16,384 tokens:",
             "the 12 frequencies that turn less than once in 8,192 tokens:",
-            "where RoPE writes three at 8,192:",
             "**A short training at 2,048 tokens",
             "for the loss beyond 12 k alone",
             "one seed of 66 k tokens",
-            "1.5 and 4 times the length",
             "trains on 0.5% and more of the tokens before, of SmolLM2's 2 T at least 10 B, and "
             "fits the factor on its logits beyond the length, 1 + 0.412 ln(length / 8,192) here",
-            "other methods at 16,384 tokens",
             "with the floor of 2,048 alone",
-            "At 16,384 tokens the right number",
             "quantised to 4 bits",
         ]
     },

@@ -334,11 +334,11 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "Of ten keys in 16,384 tokens of noise YaRN and Self-Extend write {}, NTK {}, RoPE and the "
-        "two floors none, where RoPE writes {} at 8,192: intervals that overlap. In a book YaRN "
-        "writes {} ({} to {}%) at 16,384 tokens, as many as at 2,048, and RoPE none. The right number costs "
-        "YaRN {} nats in noise, nearly the {} of RoPE at 8,192, and RoPE {}, whose ten ranks are 1 "
-        "to 10 once each",
+        "Of ten keys in 16,384 tokens of noise YaRN and Self-Extend write {}, NTK {}, RoPE "
+        "and the two floors none, where RoPE writes {} at 8,192: intervals that overlap. In a"
+        " book YaRN writes {} ({} to {}%) at 16,384 tokens, as many as at 2,048, and RoPE "
+        "none. The right number costs YaRN {} nats in noise, nearly the {} of RoPE at 8,192, "
+        "and RoPE {}, whose ten ranks are 1 to 10 once each",
         lambda: [
             *found_at_twice(),
             keys("rope", LENGTH)[0],

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[2]
 NOT_COVERED = {
     "experiments/demo/README.md": "its rows are not committed; `make demo` prints them",
     "experiments/paper_scale/README.md": "it has no rows yet; its times are arithmetic",
-    "experiments/qk_norm/README.md": "it has no rows yet; its losses are the paper's",
     "docs/index.md": "shows what `make demo` prints",
     "docs/first_day.md": "shows what its commands print",
     "docs/howto/extend.md": "a run of SmolLM2 whose rows are not committed",

@@ -418,7 +418,8 @@ PAGE = Page(
             "stretches of 2,048 tokens (k is 1,024)",
             "The last 2,048 tokens of that window, with ever more of the book before them (context "
             "in tokens; at 32,768 scalings have factor 4):",
-            "trainings with the floors of 4,096 and 8,192, and all methods at 32,768 tokens",
+            "trainings with the floors of 4,096 and 8,192",
+            "methods at 32,768 tokens and on news",
             "has every 1,024.",
             "as YaRN does at 8 to 10 k",
             "Scalings have factor 2, Self-Extend groups of 4.",

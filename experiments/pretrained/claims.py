@@ -377,6 +377,14 @@ CLAIMS = (
         lambda: [last_at_length("clip-2048"), last_at_length("rope")],
     ),
     Claim(
+        "the same training ends at {} nats at 0 to 2 k, and at {} and {} where that of 2,048 has "
+        "{} and {} (6 to 8 k and 14 to 16 k)",
+        lambda: [
+            after_training("clip-4096", 0, 2),
+            *(after_training(m, k, k + 2) for m in ("clip-4096", "clip-2048") for k in (6, 14)),
+        ],
+    ),
+    Claim(
         "YaRN, trained the same way, is best everywhere**: it reads as RoPE does up to 10 k, with "
         "the same training, and ends at {}. Untrained it is ahead of both floors from 2 k on.",
         lambda: [*yarn_is_best(), after_training("yarn", 14, 16)],
@@ -418,7 +426,8 @@ PAGE = Page(
             "stretches of 2,048 tokens (k is 1,024)",
             "The last 2,048 tokens of that window, with ever more of the book before them (context "
             "in tokens; at 32,768 scalings have factor 4):",
-            "trainings with the floors of 4,096 and 8,192",
+            "a training with the floor of 8,192",
+            "with that of 4,096, which changes the model less",
             "methods at 32,768 tokens and on news",
             "has every 1,024.",
             "as YaRN does at 8 to 10 k",

@@ -54,6 +54,8 @@ NAMES = {
     "floor of 8,192 alone": "clip",
     "FoPE, floor of 2,048": "fope-2048",
     "floor of 2,048 alone": "clip-2048",
+    "FoPE, floor of 4,096": "fope-4096",
+    "floor of 4,096 alone": "clip-4096",
     "FoPE as released, floor of 2,048": "fope-official-2048",
 }
 MAIN = ("rope", "yarn", "clip", "fope")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.pretrained.tables import Results, loss_by_position
-from experiments.pretrained.units import LENGTH, METHODS, NAMES, TRAINED_AT, TRAININGS
+from experiments.pretrained.units import LABELS, LENGTH, METHODS, TRAINED_AT, TRAININGS
 from fope_jax.report.plots import legend_below, mark_length, new_figure
 from fope_jax.report.styles import method_styles
 
@@ -35,12 +35,11 @@ def loss_figure(results: Results) -> Any:
         for m in METHODS
     }
     styles = method_styles(METHODS)
-    labels = {method: label for label, method in NAMES.items()}
     handles = {}
     for method, of_method in rows.items():
         if of_method:
             values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
-            (handles[labels[method]],) = axes.plot(
+            (handles[LABELS[method]],) = axes.plot(
                 _positions(values), values, **styles[method]._asdict()
             )
     mark_length(axes, LENGTH)
@@ -63,7 +62,6 @@ def training_figure(results: Results) -> Any:
         for method in ("rope", "yarn")
     )
     handles: dict[str, Any] = {}
-    labels = {method: label for label, method in NAMES.items()}
     for axes, method in zip(panels, names, strict=False):
         curves: dict[str, tuple[Any, dict[str, Any]]] = {
             "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
@@ -91,7 +89,7 @@ def training_figure(results: Results) -> Any:
         for length in (TRAINED_AT, LENGTH):
             axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
         _token_axis(axes)
-        axes.set_title(labels[method], fontsize=10)
+        axes.set_title(LABELS[method], fontsize=10)
         axes.set_ylim(top=TOP)
         axes.set_xlabel("position in the window (tokens)")
         axes.tick_params(axis="x", labelsize=8, labelbottom=True)
@@ -108,12 +106,11 @@ def updates_figure(results: Results) -> Any:
     figure, (axes,) = new_figure(7, 4.2)
     names = [m for m in TRAININGS if results.of("training", method=m, seed=0)]
     styles = method_styles(names)
-    labels = {method: label for label, method in NAMES.items()}
     handles = {}
     for method in names:
         (row, *_) = results.of("training", method=method, seed=0)
         updates, losses = zip(*row["held_out_loss"], strict=True)
-        (handles[labels[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
+        (handles[LABELS[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
     axes.set_xlabel(f"updates of one window of {TRAINED_AT:,} tokens")
     axes.set_ylabel("held-out loss (nats a token)")
     legend_below(figure, list(handles.values()), list(handles))

@@ -58,6 +58,7 @@ NAMES = {
     "floor of 4,096 alone": "clip-4096",
     "FoPE as released, floor of 2,048": "fope-official-2048",
 }
+LABELS = {method: label for label, method in NAMES.items()}
 MAIN = ("rope", "yarn", "clip", "fope")
 WELL_KNOWN = (*MAIN, "ntk", "self_extend")
 FAR_METHODS = ("yarn", "rope")

@@ -15,6 +15,7 @@ from fope_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from fope_jax.config.experiment import Experiment as Experiment
 from fope_jax.config.experiment import build_experiment as build_experiment
 from fope_jax.config.experiment import check_vocabulary as check_vocabulary
+from fope_jax.config.experiment import differing_values as differing_values
 from fope_jax.config.experiment import experiment_to_dict as experiment_to_dict
 from fope_jax.config.experiment import flat_values as flat_values
 from fope_jax.config.experiment import incompatible_changes as incompatible_changes

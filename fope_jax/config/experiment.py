@@ -160,6 +160,19 @@ def flat_values(experiment: Experiment) -> dict[str, Any]:
     return flatten_dict(experiment_to_dict(experiment), sep=".")
 
 
+def differing_values(
+    before: Mapping[str, Any], now: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Keys by name with two values that differ, None where one lacks the key.
+
+    >>> differing_values({"seed": 0, "name": "rope"}, {"seed": 1, "name": "rope"})
+    [('seed', 0, 1)]
+    """
+    keys = sorted(before.keys() | now.keys())
+    both = ((key, before.get(key), now.get(key)) for key in keys)
+    return [(key, old, new) for key, old, new in both if old != new]
+
+
 def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences that prevent resuming, one line a key: ``"train.length: 128, now 256"``."""
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
@@ -167,11 +180,9 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     if _end_of_decay(before) == _end_of_decay(after):
         changeable |= {*SCHEDULE_KEYS}
     return [
-        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-        and key not in changeable
-        and not key.startswith(CHANGEABLE_SECTIONS)
+        f"{key}: {value!r}, now {other!r}"
+        for key, value, other in differing_values(before, after)
+        if key not in changeable and not key.startswith(CHANGEABLE_SECTIONS)
     ]
 
 

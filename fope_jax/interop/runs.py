@@ -20,6 +20,7 @@ from fope_jax.config import (
     TrainConfig,
     apply_overrides,
     build_experiment,
+    differing_values,
     experiment_to_dict,
     flat_values,
     split_override,
@@ -168,11 +169,7 @@ def _is_imported(
     own, given = workdir / TOKENIZER, as_path(tokenizer.tokenizer)
     if own.is_file() and given.is_file() and own.read_bytes() == given.read_bytes():
         before["data.tokenizer"] = now["data.tokenizer"]  # the run may have been moved
-    changes = [
-        f"{key}: {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    changes = [f"{key}: {old!r}, now {new!r}" for key, old, new in differing_values(before, now)]
     if changes:
         raise ConfigError(
             f"workdir {workdir} holds weights imported from {info[IMPORTED]['directory']}, but "
@@ -280,11 +277,9 @@ def imported_experiment(
         model=dataclasses.replace(imported.config, **changeable),
         position=imported.position,
     )
-    before, now = flat_values(expected), flat_values(experiment)
     changes = [
-        f"config.{key} = {now.get(key)!r}, but the weights are of {before.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"config.{key} = {given!r}, but the weights are of {own!r}"
+        for key, own, given in differing_values(flat_values(expected), flat_values(experiment))
     ]
     if changes:
         raise ConfigError(

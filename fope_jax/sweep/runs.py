@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
-from fope_jax.config.experiment import flat_values
+from fope_jax.config.experiment import differing_values, flat_values
 from fope_jax.config.fields import ConfigError, nearest
 from fope_jax.extend.child import child_experiment
 from fope_jax.train.options import (
@@ -166,9 +166,7 @@ def _check_names(planned: Iterable[PlannedRun]) -> None:
         if (other := known.setdefault(key, run)) is run:
             continue
         old, new = flat_values(other.experiment), flat_values(run.experiment)
-        differing = [
-            f"{k} ({old.get(k)}, {new.get(k)})" for k in old | new if old.get(k) != new.get(k)
-        ]
+        differing = [f"{key} ({one}, {two})" for key, one, two in differing_values(old, new)]
         raise ConfigError(
             f"runs {other.name!r} and {run.name!r} are both variant {key[0]!r} with seed {key[1]}, "
             f"but are not the same: {', '.join(differing) or 'their parents or options'}. Give one "

@@ -213,12 +213,12 @@ def _built_with_equal_tokenizer(config: DataConfig) -> Iterator[Path]:
     path = as_path(config.tokenizer)
     if not config.tokenizer.endswith(".json") or is_in_bucket(path) or not path.is_file():
         return
+    identity = cache_identity(config) | {"tokenizer": ""}
     names, tokenizer = set(), None
     for pointer in sorted(as_path(config.cache_dir).glob("*.current.json")):
         with contextlib.suppress(CacheError, ValueError, KeyError, OSError):
             directory = path_within(pointer.parent, read_json(pointer)["directory"])
             manifest = read_manifest(directory)
-            identity = cache_identity(config) | {"tokenizer": ""}
             if not manifest or manifest["config"] | {"tokenizer": ""} != identity:
                 continue
             tokenizer = tokenizer or JsonTokenizer.load(path)

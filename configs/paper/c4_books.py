@@ -112,7 +112,14 @@ def get_config(arg: str = "") -> ConfigDict:
         # Windows of the token stream: documents in one window see one another, as in the paper.
         "packing": "windows",
     }
-    config.model = {**PRESETS[arg.size], "dtype": "bfloat16", "remat": REMAT[arg.size]}
+    config.model = {
+        **PRESETS[arg.size],
+        "dtype": "bfloat16",
+        "remat": REMAT[arg.size],
+        # Layers in a row move half the bytes of a scan, which copies what each layer keeps, and take
+        # half the memory; compiling takes longer.
+        "scan_layers": False,
+    }
     config.position = {"method": arg.position}
     if arg.position == "fope":
         config.position.sigma = SIGMA[arg.size]

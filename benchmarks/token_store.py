@@ -14,6 +14,7 @@ its own. `build` tokenizes random words with a byte-level BPE of 4,096 tokens.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -34,16 +35,21 @@ from fope_jax.data import DataConfig, build
 from fope_jax.data.cache import BLOCK_TOKENS, SHARD_TOKENS, make_cache
 from fope_jax.data.cache_writer import index_rows
 from fope_jax.data.config import Packing
+from fope_jax.data.corpora import read_file
+from fope_jax.data.documents import group_documents
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
+from fope_jax.data.tokenized import count_cores
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256
 
 LENGTH, BATCH_SIZE = 512, 1024
 STEPS = 20
+MOST_ALONE = 50_000  # documents that the tokenizer alone is given
 MOST_BEFORE = 10_000_000  # documents; more do not fit into memory as they were stored before
+TOKENIZER = "tokenizer.json"
 _OLD_BLOCK = 2**14
 
 
@@ -194,34 +200,81 @@ def show_opening(documents: list[float], processes: int, packing: Packing, scrat
             )
 
 
-def show_builds(documents: list[float], workers: list[int], scratch: Path | None) -> None:
-    cores = len(os.sched_getaffinity(0))
+def show_builds(
+    documents: list[float], workers: list[int], scratch: Path | None, text: Path | None
+) -> None:
+    os.environ["RAYON_NUM_THREADS"] = "1"  # else one worker's tokenizer uses every core
     print(
-        f"| documents | tokens | workers | tokens/s on {cores} cores | s of CPU | of which main |"
+        f"| documents | tokens | workers | tokens/s on {count_cores()} cores"
+        " | share of one tokenizer times the workers | share of as many tokenizers at once"
+        " | s of CPU | of which main |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for count in map(int, documents):
-        directory = Path(tempfile.mkdtemp(dir=scratch))
+        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
         try:
             tokenizer = _write_text(directory, count)
+            alone = rate_alone(directory, 1)
             for number in workers:
-                config = DataConfig(
-                    corpus="text",
-                    train_files=(f"{directory}/train-*.jsonl",),
-                    validation_files=(f"{directory}/held.jsonl",),
-                    tokenizer=str(tokenizer),
-                    cache_dir=str(directory / f"workers{number}"),
-                )
-                before, began = _cpu(), time.perf_counter()
-                cache = build.build(config, workers=number)["train"]
-                seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
-                print(
-                    f"| {cache.num_documents:,} | {cache.num_tokens:,} | {number} |"
-                    f" {cache.num_tokens / seconds:,.0f} | {main + pool:.1f} | {main:.1f} |",
-                    flush=True,
-                )
+                together = rate_alone(directory, number) if number > 1 else alone
+                with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
+                    line = _time_build(directory, tokenizer, cache_dir, number, alone, together)
+                print(line, flush=True)
         finally:
-            shutil.rmtree(directory)
+            if not text:
+                shutil.rmtree(directory)
+
+
+def _time_build(
+    directory: Path, tokenizer: Path, cache_dir: str, workers: int, alone: float, together: float
+) -> str:
+    config = DataConfig(
+        corpus="text",
+        train_files=(f"{directory}/train-*.jsonl",),
+        validation_files=(f"{directory}/held.jsonl",),
+        tokenizer=str(tokenizer),
+        cache_dir=cache_dir,
+    )
+    before, began = _cpu(), time.perf_counter()
+    cache = build.build(config, workers=workers)["train"]
+    seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
+    rate = cache.num_tokens / seconds
+    return (
+        f"| {cache.num_documents:,} | {cache.num_tokens:,} | {workers} | {rate:,.0f} |"
+        f" {rate / (workers * alone):.0%} of {workers} x {alone:,.0f} |"
+        f" {rate / together:.0%} of {together:,.0f} | {main + pool:.1f} | {main:.1f} |"
+    )
+
+
+def rate_alone(directory: Path, processes: int) -> float:
+    """Tokens/s of so many processes at once that do nothing but tokenize, one thread each."""
+    command = [sys.executable, "-m", "benchmarks.token_store", "encode", str(directory)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    for one in running:
+        assert one.stdout and one.stdout.readline() == "ready\n"
+    for one in running:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
+    return sum(float(one.communicate()[0]) for one in running)
+
+
+def encode_alone(directory: Path) -> float:
+    """Tokens/s of the library's tokenizer, of groups as a build makes them; begins when told to."""
+    tokenizer = require("tokenizers", "train").Tokenizer.from_file(str(directory / TOKENIZER))
+    documents = (one for path in sorted(directory.glob("train-*")) for one in read_file(path))
+    groups = list(group_documents(itertools.islice(documents, MOST_ALONE)))
+    texts = [[document.text for document in group] for group in groups]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, tokens = time.perf_counter(), 0
+    for group in texts:
+        encoded = tokenizer.encode_batch_fast(group, add_special_tokens=False)
+        tokens += sum(len(one.ids) for one in encoded)
+    return tokens / (time.perf_counter() - began)
 
 
 def _cpu() -> tuple[float, float]:
@@ -232,7 +285,11 @@ def _cpu() -> tuple[float, float]:
 
 
 def _write_text(directory: Path, documents: int) -> Path:
-    """Documents of random words, frequent and rare, in 8 files, and a tokenizer of them."""
+    """Documents of random words, frequent and rare, in 8 files, and a tokenizer of them, once."""
+    path = directory / TOKENIZER
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlcumwfgypbvk"))
     words = ["".join(rng.choice(letters, n)) for n in rng.integers(2, 10, 20_000)]
@@ -251,8 +308,8 @@ def _write_text(directory: Path, documents: int) -> Path:
         special_tokens=["</s>"],
         show_progress=False,
     )
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
 
 
 def show_processes(
@@ -311,10 +368,13 @@ def main(argv: list[str] | None = None) -> int:
     one = verbs.add_parser("build", parents=[common], help="tokens a second")
     one.add_argument("--documents", type=float, nargs="+", default=[1e4])
     one.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    one.add_argument("--text", type=Path, help="where the text is kept, for the next time")
     one = verbs.add_parser("processes", parents=[common], help="bytes and rows of each process")
     one.add_argument("--documents", type=float, default=1e5)
     one.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 16])
     one.add_argument("--packing", **packing)
+    one = verbs.add_parser("encode")  # text that `build` wrote
+    one.add_argument("directory", type=Path)
     one = verbs.add_parser("read")  # a store that `open` wrote
     one.add_argument("directory", type=Path)
     one.add_argument("--processes", type=int, default=4)
@@ -324,8 +384,10 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(measure(arguments.directory, arguments.processes, arguments.packing)))
     elif arguments.verb == "open":
         show_opening(arguments.documents, arguments.processes, arguments.packing, arguments.scratch)
+    elif arguments.verb == "encode":
+        print(encode_alone(arguments.directory))
     elif arguments.verb == "build":
-        show_builds(arguments.documents, arguments.workers, arguments.scratch)
+        show_builds(arguments.documents, arguments.workers, arguments.scratch, arguments.text)
     else:
         show_processes(
             arguments.documents, arguments.processes, arguments.packing, arguments.scratch

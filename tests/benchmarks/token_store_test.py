@@ -40,3 +40,18 @@ def test_processes_read_their_share(tmp_path, capsys, monkeypatch):
     one, four = (float(row[2]) for row in rows)
     assert one / 6 < four < one / 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_build_is_compared_with_the_tokenizer_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # which it sets
+    text = tmp_path / "text"
+    options = ["--documents", "80", "--workers", "1", "2", "--text", str(text)]
+    token_store.main(["build", *options, "--scratch", str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0].strip() == "80"]
+    assert [int(row[2]) for row in rows] == [1, 2] and rows[0][1] == rows[1][1]
+    assert rows[0][4].split(" x ")[1] == rows[0][5].rpartition(" of ")[2]  # one is alone
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+    written = (text / "80" / "train-0.jsonl").stat()
+    token_store.main(["build", "--documents", "80", "--workers", "1", "--text", str(text)])
+    assert (text / "80" / "train-0.jsonl").stat() == written

@@ -293,13 +293,16 @@ def _write_text(directory: Path, documents: int) -> Path:
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlcumwfgypbvk"))
     words = ["".join(rng.choice(letters, n)) for n in rng.integers(2, 10, 20_000)]
-    frequencies = 1 / np.arange(3, 20_003)
-    frequencies /= frequencies.sum()
+    cumulative = np.cumsum(1 / np.arange(3, 20_003))
+    cumulative /= cumulative[-1]
     for name, count in (*((f"train-{i}", documents // 8) for i in range(8)), ("held", 10)):
+        sizes = rng.integers(80, 480, count)
         with (directory / f"{name}.jsonl").open("w") as stream:
-            for size in rng.integers(80, 480, count):
-                chosen = rng.choice(len(words), size, p=frequencies)
-                stream.write(json.dumps({"text": " ".join(words[i] for i in chosen)}) + "\n")
+            for some in np.array_split(sizes, 1 + count // 1000):
+                drawn = np.searchsorted(cumulative, rng.random(some.sum()), side="right")
+                for chosen in np.split(drawn, np.cumsum(some)[:-1]):
+                    text = " ".join([words[i] for i in chosen.tolist()])
+                    stream.write(json.dumps({"text": text}) + "\n")
     tokenizer = require("tokenizers", "train").ByteLevelBPETokenizer()
     lines = (json.loads(line)["text"] for line in (directory / "train-0.jsonl").open())
     tokenizer.train_from_iterator(

@@ -47,7 +47,7 @@ from fope_jax.storage.files import file_sha256
 
 LENGTH, BATCH_SIZE = 512, 1024
 STEPS = 20
-MOST_ALONE = 50_000  # documents that the tokenizer alone is given
+MOST_ALONE = 20_000  # documents that the tokenizer alone is given
 MOST_BEFORE = 10_000_000  # documents; more do not fit into memory as they were stored before
 TOKENIZER = "tokenizer.json"
 _OLD_BLOCK = 2**14
@@ -206,28 +206,36 @@ def show_builds(
     os.environ["RAYON_NUM_THREADS"] = "1"  # else one worker's tokenizer uses every core
     print(
         f"| documents | tokens | workers | tokens/s on {count_cores()} cores"
-        " | share of one tokenizer times the workers | share of as many tokenizers at once"
-        " | s of CPU | of which main |"
+        " | beside one tokenizer times the workers | beside as many tokenizers at once"
+        " | tokens per s of CPU | beside the tokenizer's | s of CPU of the main process |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for count in map(int, documents):
         directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
         try:
             tokenizer = _write_text(directory, count)
-            alone = rate_alone(directory, 1)
+            one = rate_alone(directory, 1)
             for number in workers:
-                together = rate_alone(directory, number) if number > 1 else alone
+                # Before and after: other programs may come and go on the machine.
+                alone = [rate_alone(directory, number)]
                 with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
-                    line = _time_build(directory, tokenizer, cache_dir, number, alone, together)
-                print(line, flush=True)
+                    row = _time_build(directory, tokenizer, cache_dir, number)
+                alone.append(rate_alone(directory, number))
+                rate, cpu_rate = np.mean(alone, axis=0)
+                print(
+                    f"| {row['documents']:,} | {row['tokens']:,} | {number} | {row['rate']:,.0f}"
+                    f" | {row['rate'] / (number * one[0]):.0%} of {number} x {one[0]:,.0f}"
+                    f" | {row['rate'] / rate:.0%} of {rate:,.0f} | {row['cpu_rate']:,.0f}"
+                    f" | {row['cpu_rate'] / cpu_rate:.0%} of {cpu_rate:,.0f} | {row['main']:.1f} |",
+                    flush=True,
+                )
         finally:
             if not text:
                 shutil.rmtree(directory)
 
 
-def _time_build(
-    directory: Path, tokenizer: Path, cache_dir: str, workers: int, alone: float, together: float
-) -> str:
+def _time_build(directory: Path, tokenizer: Path, cache_dir: str, workers: int) -> dict[str, Any]:
+    """``rate`` and ``cpu_rate``, tokens of a second and of a second of CPU, of all processes."""
     config = DataConfig(
         corpus="text",
         train_files=(f"{directory}/train-*.jsonl",),
@@ -238,16 +246,17 @@ def _time_build(
     before, began = _cpu(), time.perf_counter()
     cache = build.build(config, workers=workers)["train"]
     seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
-    rate = cache.num_tokens / seconds
-    return (
-        f"| {cache.num_documents:,} | {cache.num_tokens:,} | {workers} | {rate:,.0f} |"
-        f" {rate / (workers * alone):.0%} of {workers} x {alone:,.0f} |"
-        f" {rate / together:.0%} of {together:,.0f} | {main + pool:.1f} | {main:.1f} |"
-    )
+    return {
+        "documents": cache.num_documents,
+        "tokens": cache.num_tokens,
+        "rate": cache.num_tokens / seconds,
+        "cpu_rate": cache.num_tokens / (main + pool),
+        "main": main,
+    }
 
 
-def rate_alone(directory: Path, processes: int) -> float:
-    """Tokens/s of so many processes at once that do nothing but tokenize, one thread each."""
+def rate_alone(directory: Path, processes: int) -> tuple[float, float]:
+    """Tokens/s of so many processes at once that only tokenize, and per s of CPU of each."""
     command = [sys.executable, "-m", "benchmarks.token_store", "encode", str(directory)]
     running = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -259,22 +268,26 @@ def rate_alone(directory: Path, processes: int) -> float:
         assert one.stdin
         one.stdin.write("\n")
         one.stdin.flush()
-    return sum(float(one.communicate()[0]) for one in running)
+    rates = np.array([json.loads(one.communicate()[0]) for one in running])
+    return float(rates[:, 0].sum()), float(rates[:, 1].mean())
 
 
-def encode_alone(directory: Path) -> float:
-    """Tokens/s of the library's tokenizer, of groups as a build makes them; begins when told to."""
+def encode_alone(directory: Path) -> tuple[float, float]:
+    """Tokens of the library's tokenizer, one thread, in a second and in one of CPU.
+
+    It is given groups of texts in memory, as a build makes them, once a line has been read.
+    """
     tokenizer = require("tokenizers", "train").Tokenizer.from_file(str(directory / TOKENIZER))
     documents = (one for path in sorted(directory.glob("train-*")) for one in read_file(path))
     groups = list(group_documents(itertools.islice(documents, MOST_ALONE)))
     texts = [[document.text for document in group] for group in groups]
     print("ready", flush=True)
     sys.stdin.readline()
-    began, tokens = time.perf_counter(), 0
+    began, cpu, tokens = time.perf_counter(), time.process_time(), 0
     for group in texts:
         encoded = tokenizer.encode_batch_fast(group, add_special_tokens=False)
         tokens += sum(len(one.ids) for one in encoded)
-    return tokens / (time.perf_counter() - began)
+    return tokens / (time.perf_counter() - began), tokens / (time.process_time() - cpu)
 
 
 def _cpu() -> tuple[float, float]:
@@ -388,7 +401,7 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.verb == "open":
         show_opening(arguments.documents, arguments.processes, arguments.packing, arguments.scratch)
     elif arguments.verb == "encode":
-        print(encode_alone(arguments.directory))
+        print(json.dumps(encode_alone(arguments.directory)))
     elif arguments.verb == "build":
         show_builds(arguments.documents, arguments.workers, arguments.scratch, arguments.text)
     else:

@@ -103,9 +103,10 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "the 60m step takes {} to {} GB a chip, and the sums of gradients are all that crosses the "
-        "data center's network, {} MB a chip and step. That takes {} ms at a chip's share of its "
-        "machine's network cards, beside {} ms of memory traffic with RoPE and {} ms with FoPE",
+        "the 60m step takes {} to {} GB a chip, and little more than the sums of gradients "
+        "crosses the data center's network, {} MB a chip and step. That takes {} ms at a chip's "
+        "share of its machine's network cards, beside {} ms of memory traffic with RoPE and {} ms "
+        "with FoPE",
         lambda: [
             *needed("two_slices"),
             rows("two_slices")[0]["dcn_bytes"] / 1e6,

@@ -2,6 +2,7 @@
 
     python -m benchmarks.token_store open --documents 1e4 1e6 365e6
     python -m benchmarks.token_store build --documents 1e4 --workers 1 2
+    python -m benchmarks.token_store share --documents 2e4
     python -m benchmarks.token_store processes
 
 `open` and `processes` read simulated stores: their indices are real, of documents like C4's (430
@@ -14,6 +15,7 @@ its own. `build` tokenizes random words with a byte-level BPE of 4,096 tokens.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,8 +42,9 @@ from fope_jax.data.documents import group_documents
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
-from fope_jax.data.tokenized import count_cores
-from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
+from fope_jax.data.sources import list_sources
+from fope_jax.data.tokenized import count_cores, list_parts, save_part
+from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, describe_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256
 
@@ -236,13 +239,7 @@ def show_builds(
 
 def _time_build(directory: Path, tokenizer: Path, cache_dir: str, workers: int) -> dict[str, Any]:
     """``rate`` and ``cpu_rate``, tokens of a second and of a second of CPU, of all processes."""
-    config = DataConfig(
-        corpus="text",
-        train_files=(f"{directory}/train-*.jsonl",),
-        validation_files=(f"{directory}/held.jsonl",),
-        tokenizer=str(tokenizer),
-        cache_dir=cache_dir,
-    )
+    config = _config(directory, tokenizer, cache_dir)
     before, began = _cpu(), time.perf_counter()
     cache = build.build(config, workers=workers)["train"]
     seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
@@ -253,6 +250,16 @@ def _time_build(directory: Path, tokenizer: Path, cache_dir: str, workers: int) 
         "cpu_rate": cache.num_tokens / (main + pool),
         "main": main,
     }
+
+
+def _config(directory: Path, tokenizer: Path, cache_dir: str) -> DataConfig:
+    return DataConfig(
+        corpus="text",
+        train_files=(f"{directory}/train-*.jsonl",),
+        validation_files=(f"{directory}/held.jsonl",),
+        tokenizer=str(tokenizer),
+        cache_dir=cache_dir,
+    )
 
 
 def rate_alone(directory: Path, processes: int) -> tuple[float, float]:
@@ -288,6 +295,49 @@ def encode_alone(directory: Path) -> tuple[float, float]:
         encoded = tokenizer.encode_batch_fast(group, add_special_tokens=False)
         tokens += sum(len(one.ids) for one in encoded)
     return tokens / (time.perf_counter() - began), tokens / (time.process_time() - cpu)
+
+
+def show_share(documents: list[float], scratch: Path | None, text: Path | None) -> None:
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    print("| documents | what | s of CPU | of which in the tokenizer |")
+    print("|---|---|---|---|")
+    for count in map(int, documents):
+        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
+        try:
+            path = _write_text(directory, count)
+            with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
+                config = _config(directory, path, cache_dir)
+                for what, run in (("a build in one process", build.build), ("a worker", _work)):
+                    seconds, inside = _seconds_inside(functools.partial(run, config, workers=1))
+                    share = f"{inside:.2f} ({inside / seconds:.1%})"
+                    print(f"| {count:,} | {what} | {seconds:.2f} | {share} |", flush=True)
+        finally:
+            if not text:
+                shutil.rmtree(directory)
+
+
+def _work(config: DataConfig, workers: int) -> None:
+    """What the ``workers`` of a build do, in this process instead."""
+    tokenizer = JsonTokenizer.load(Path(config.tokenizer))
+    for part in list_parts(config, config.corpus, "train", list_sources(config, [])):
+        output = f"{config.cache_dir}/parts/{part.number}"
+        save_part(config, lambda: tokenizer, part, output)
+
+
+def _seconds_inside(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of CPU of ``run``, and of those inside the library's tokenizer."""
+    inside, real = [0.0], JsonTokenizer._encode_raw
+
+    def timed(tokenizer: JsonTokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+        began = time.process_time()
+        tokens = real(tokenizer, texts)
+        inside[0] += time.process_time() - began
+        return tokens
+
+    began = time.process_time()
+    with mock.patch.object(JsonTokenizer, "_encode_raw", timed):
+        run()
+    return time.process_time() - began, inside[0]
 
 
 def _cpu() -> tuple[float, float]:
@@ -385,6 +435,9 @@ def main(argv: list[str] | None = None) -> int:
     one.add_argument("--documents", type=float, nargs="+", default=[1e4])
     one.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     one.add_argument("--text", type=Path, help="where the text is kept, for the next time")
+    one = verbs.add_parser("share", parents=[common], help="of the CPU, inside the tokenizer")
+    one.add_argument("--documents", type=float, nargs="+", default=[2e4])
+    one.add_argument("--text", type=Path, help="where the text is kept, for the next time")
     one = verbs.add_parser("processes", parents=[common], help="bytes and rows of each process")
     one.add_argument("--documents", type=float, default=1e5)
     one.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 16])
@@ -400,6 +453,8 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(measure(arguments.directory, arguments.processes, arguments.packing)))
     elif arguments.verb == "open":
         show_opening(arguments.documents, arguments.processes, arguments.packing, arguments.scratch)
+    elif arguments.verb == "share":
+        show_share(arguments.documents, arguments.scratch, arguments.text)
     elif arguments.verb == "encode":
         print(json.dumps(encode_alone(arguments.directory)))
     elif arguments.verb == "build":

@@ -58,3 +58,14 @@ def test_a_build_is_compared_with_the_tokenizer_alone(tmp_path, capsys, monkeypa
     written = (text / "80" / "train-0.jsonl").stat()
     token_store.main(["build", "--documents", "80", "--workers", "1", "--text", str(text)])
     assert (text / "80" / "train-0.jsonl").stat() == written
+
+
+def test_the_share_of_the_tokenizer_is_a_part_of_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # which it sets
+    token_store.main(["share", "--documents", "160", "--scratch", str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0].strip() == "160"]
+    assert [row[1].strip() for row in rows] == ["a build in one process", "a worker"]
+    for row in rows:
+        assert 0 < float(row[3].split()[0]) <= float(row[2])
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
     python -m benchmarks.token_store open --documents 1e4 1e6 365e6
     python -m benchmarks.token_store build --documents 1e4 --workers 1 2
+    python -m benchmarks.token_store share --documents 2e4
     python -m benchmarks.token_store processes
 
 `open` and `processes` read simulated stores: their indices are real, of documents like C4's (430
@@ -14,6 +15,8 @@ its own. `build` tokenizes random words with a byte-level BPE of 4,096 tokens.
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import os
 import resource
@@ -23,7 +26,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,16 +37,22 @@ from fope_jax.data import DataConfig, build
 from fope_jax.data.cache import BLOCK_TOKENS, SHARD_TOKENS, make_cache
 from fope_jax.data.cache_writer import index_rows
 from fope_jax.data.config import Packing
+from fope_jax.data.corpora import read_file
+from fope_jax.data.documents import group_documents
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
-from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
+from fope_jax.data.sources import list_sources
+from fope_jax.data.tokenized import count_cores, list_parts, save_part
+from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, describe_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256
 
 LENGTH, BATCH_SIZE = 512, 1024
 STEPS = 20
+MOST_ALONE = 20_000  # documents that the tokenizer alone is given
 MOST_BEFORE = 10_000_000  # documents; more do not fit into memory as they were stored before
+TOKENIZER = "tokenizer.json"
 _OLD_BLOCK = 2**14
 
 
@@ -194,34 +203,141 @@ def show_opening(documents: list[float], processes: int, packing: Packing, scrat
             )
 
 
-def show_builds(documents: list[float], workers: list[int], scratch: Path | None) -> None:
-    cores = len(os.sched_getaffinity(0))
+def show_builds(
+    documents: list[float], workers: list[int], scratch: Path | None, text: Path | None
+) -> None:
+    os.environ["RAYON_NUM_THREADS"] = "1"  # else one worker's tokenizer uses every core
     print(
-        f"| documents | tokens | workers | tokens/s on {cores} cores | s of CPU | of which main |"
+        f"| documents | tokens | workers | tokens/s on {count_cores()} cores"
+        " | beside one tokenizer times the workers | beside as many tokenizers at once"
+        " | tokens per s of CPU | beside the tokenizer's | s of CPU of the main process |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for count in map(int, documents):
-        directory = Path(tempfile.mkdtemp(dir=scratch))
+        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
         try:
             tokenizer = _write_text(directory, count)
+            one = rate_alone(directory, 1)
             for number in workers:
-                config = DataConfig(
-                    corpus="text",
-                    train_files=(f"{directory}/train-*.jsonl",),
-                    validation_files=(f"{directory}/held.jsonl",),
-                    tokenizer=str(tokenizer),
-                    cache_dir=str(directory / f"workers{number}"),
-                )
-                before, began = _cpu(), time.perf_counter()
-                cache = build.build(config, workers=number)["train"]
-                seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
+                # Before and after: other programs may come and go on the machine.
+                alone = [rate_alone(directory, number)]
+                with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
+                    row = _time_build(directory, tokenizer, cache_dir, number)
+                alone.append(rate_alone(directory, number))
+                rate, cpu_rate = np.mean(alone, axis=0)
                 print(
-                    f"| {cache.num_documents:,} | {cache.num_tokens:,} | {number} |"
-                    f" {cache.num_tokens / seconds:,.0f} | {main + pool:.1f} | {main:.1f} |",
+                    f"| {row['documents']:,} | {row['tokens']:,} | {number} | {row['rate']:,.0f}"
+                    f" | {row['rate'] / (number * one[0]):.0%} of {number} x {one[0]:,.0f}"
+                    f" | {row['rate'] / rate:.0%} of {rate:,.0f} | {row['cpu_rate']:,.0f}"
+                    f" | {row['cpu_rate'] / cpu_rate:.0%} of {cpu_rate:,.0f} | {row['main']:.1f} |",
                     flush=True,
                 )
         finally:
-            shutil.rmtree(directory)
+            if not text:
+                shutil.rmtree(directory)
+
+
+def _time_build(directory: Path, tokenizer: Path, cache_dir: str, workers: int) -> dict[str, Any]:
+    """``rate`` and ``cpu_rate``, tokens of a second and of a second of CPU, of all processes."""
+    config = _config(directory, tokenizer, cache_dir)
+    before, began = _cpu(), time.perf_counter()
+    cache = build.build(config, workers=workers)["train"]
+    seconds, (main, pool) = time.perf_counter() - began, np.subtract(_cpu(), before)
+    return {
+        "documents": cache.num_documents,
+        "tokens": cache.num_tokens,
+        "rate": cache.num_tokens / seconds,
+        "cpu_rate": cache.num_tokens / (main + pool),
+        "main": main,
+    }
+
+
+def _config(directory: Path, tokenizer: Path, cache_dir: str) -> DataConfig:
+    return DataConfig(
+        corpus="text",
+        train_files=(f"{directory}/train-*.jsonl",),
+        validation_files=(f"{directory}/held.jsonl",),
+        tokenizer=str(tokenizer),
+        cache_dir=cache_dir,
+    )
+
+
+def rate_alone(directory: Path, processes: int) -> tuple[float, float]:
+    """Tokens/s of so many processes at once that only tokenize, and per s of CPU of each."""
+    command = [sys.executable, "-m", "benchmarks.token_store", "encode", str(directory)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(processes)
+    ]
+    for one in running:
+        assert one.stdout and one.stdout.readline() == "ready\n"
+    for one in running:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
+    rates = np.array([json.loads(one.communicate()[0]) for one in running])
+    return float(rates[:, 0].sum()), float(rates[:, 1].mean())
+
+
+def encode_alone(directory: Path) -> tuple[float, float]:
+    """Tokens of the library's tokenizer, one thread, in a second and in one of CPU.
+
+    It is given groups of texts in memory, as a build makes them, once a line has been read.
+    """
+    tokenizer = require("tokenizers", "train").Tokenizer.from_file(str(directory / TOKENIZER))
+    documents = (one for path in sorted(directory.glob("train-*")) for one in read_file(path))
+    groups = list(group_documents(itertools.islice(documents, MOST_ALONE)))
+    texts = [[document.text for document in group] for group in groups]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began, cpu, tokens = time.perf_counter(), time.process_time(), 0
+    for group in texts:
+        encoded = tokenizer.encode_batch_fast(group, add_special_tokens=False)
+        tokens += sum(len(one.ids) for one in encoded)
+    return tokens / (time.perf_counter() - began), tokens / (time.process_time() - cpu)
+
+
+def show_share(documents: list[float], scratch: Path | None, text: Path | None) -> None:
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    print("| documents | what | s of CPU | of which in the tokenizer |")
+    print("|---|---|---|---|")
+    for count in map(int, documents):
+        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
+        try:
+            path = _write_text(directory, count)
+            with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
+                config = _config(directory, path, cache_dir)
+                for what, run in (("a build in one process", build.build), ("a worker", _work)):
+                    seconds, inside = _seconds_inside(functools.partial(run, config, workers=1))
+                    share = f"{inside:.2f} ({inside / seconds:.1%})"
+                    print(f"| {count:,} | {what} | {seconds:.2f} | {share} |", flush=True)
+        finally:
+            if not text:
+                shutil.rmtree(directory)
+
+
+def _work(config: DataConfig, workers: int) -> None:
+    """What the ``workers`` of a build do, in this process instead."""
+    tokenizer = JsonTokenizer.load(Path(config.tokenizer))
+    for part in list_parts(config, config.corpus, "train", list_sources(config, [])):
+        output = f"{config.cache_dir}/parts/{part.number}"
+        save_part(config, lambda: tokenizer, part, output)
+
+
+def _seconds_inside(run: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of CPU of ``run``, and of those inside the library's tokenizer."""
+    inside, real = [0.0], JsonTokenizer._encode_raw
+
+    def timed(tokenizer: JsonTokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+        began = time.process_time()
+        tokens = real(tokenizer, texts)
+        inside[0] += time.process_time() - began
+        return tokens
+
+    began = time.process_time()
+    with mock.patch.object(JsonTokenizer, "_encode_raw", timed):
+        run()
+    return time.process_time() - began, inside[0]
 
 
 def _cpu() -> tuple[float, float]:
@@ -232,17 +348,24 @@ def _cpu() -> tuple[float, float]:
 
 
 def _write_text(directory: Path, documents: int) -> Path:
-    """Documents of random words, frequent and rare, in 8 files, and a tokenizer of them."""
+    """Documents of random words, frequent and rare, in 8 files, and a tokenizer of them, once."""
+    path = directory / TOKENIZER
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlcumwfgypbvk"))
     words = ["".join(rng.choice(letters, n)) for n in rng.integers(2, 10, 20_000)]
-    frequencies = 1 / np.arange(3, 20_003)
-    frequencies /= frequencies.sum()
+    cumulative = np.cumsum(1 / np.arange(3, 20_003))
+    cumulative /= cumulative[-1]
     for name, count in (*((f"train-{i}", documents // 8) for i in range(8)), ("held", 10)):
+        sizes = rng.integers(80, 480, count)
         with (directory / f"{name}.jsonl").open("w") as stream:
-            for size in rng.integers(80, 480, count):
-                chosen = rng.choice(len(words), size, p=frequencies)
-                stream.write(json.dumps({"text": " ".join(words[i] for i in chosen)}) + "\n")
+            for some in np.array_split(sizes, 1 + count // 1000):
+                drawn = np.searchsorted(cumulative, rng.random(some.sum()), side="right")
+                for chosen in np.split(drawn, np.cumsum(some)[:-1]):
+                    text = " ".join([words[i] for i in chosen.tolist()])
+                    stream.write(json.dumps({"text": text}) + "\n")
     tokenizer = require("tokenizers", "train").ByteLevelBPETokenizer()
     lines = (json.loads(line)["text"] for line in (directory / "train-0.jsonl").open())
     tokenizer.train_from_iterator(
@@ -251,8 +374,8 @@ def _write_text(directory: Path, documents: int) -> Path:
         special_tokens=["</s>"],
         show_progress=False,
     )
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
 
 
 def show_processes(
@@ -311,10 +434,16 @@ def main(argv: list[str] | None = None) -> int:
     one = verbs.add_parser("build", parents=[common], help="tokens a second")
     one.add_argument("--documents", type=float, nargs="+", default=[1e4])
     one.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    one.add_argument("--text", type=Path, help="where the text is kept, for the next time")
+    one = verbs.add_parser("share", parents=[common], help="of the CPU, inside the tokenizer")
+    one.add_argument("--documents", type=float, nargs="+", default=[2e4])
+    one.add_argument("--text", type=Path, help="where the text is kept, for the next time")
     one = verbs.add_parser("processes", parents=[common], help="bytes and rows of each process")
     one.add_argument("--documents", type=float, default=1e5)
     one.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4, 16])
     one.add_argument("--packing", **packing)
+    one = verbs.add_parser("encode")  # text that `build` wrote
+    one.add_argument("directory", type=Path)
     one = verbs.add_parser("read")  # a store that `open` wrote
     one.add_argument("directory", type=Path)
     one.add_argument("--processes", type=int, default=4)
@@ -324,8 +453,12 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps(measure(arguments.directory, arguments.processes, arguments.packing)))
     elif arguments.verb == "open":
         show_opening(arguments.documents, arguments.processes, arguments.packing, arguments.scratch)
+    elif arguments.verb == "share":
+        show_share(arguments.documents, arguments.scratch, arguments.text)
+    elif arguments.verb == "encode":
+        print(json.dumps(encode_alone(arguments.directory)))
     elif arguments.verb == "build":
-        show_builds(arguments.documents, arguments.workers, arguments.scratch)
+        show_builds(arguments.documents, arguments.workers, arguments.scratch, arguments.text)
     else:
         show_processes(
             arguments.documents, arguments.processes, arguments.packing, arguments.scratch

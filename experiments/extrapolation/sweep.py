@@ -3,7 +3,11 @@
     fope sweep experiments/extrapolation/sweep.py --workdir runs/length \\
         --results experiments/extrapolation/results
 
-Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L).
+Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L), extensions=all (or one,
+such as yarn16).
+
+"yarn" is stretched to what it trains at, factor 2; "yarn16" to the longest context that is scored,
+without a temperature, as the paper has it.
 """
 
 from fope_jax.config import parse_arg
@@ -12,7 +16,13 @@ from fope_jax.sweep import Extend, Train, product
 LENGTH = 128
 # What a model of each kind goes on with at twice its length. "same" changes nothing but the length:
 # what longer sequences alone do.
-EXTENSIONS = {"rope": ("same", "yarn", "fope"), "fope": ("yarn", "fope")}
+EXTENSIONS = {"rope": ("same", "yarn", "yarn16", "fope"), "fope": ("yarn", "yarn16", "fope")}
+METHODS = {"yarn16": "yarn"}  # of `fope extend`, where it is not the name above
+KNOBS = {
+    ("rope", "fope"): ("position.preset=official",),
+    ("rope", "yarn16"): ("position.factor=16", "position.attention_factor=1"),
+    ("fope", "yarn16"): ("position.factor=16", "position.attention_factor=1"),
+}
 
 
 def base(method, seed, steps):
@@ -25,14 +35,15 @@ def base(method, seed, steps):
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, steps=1000)
+    arg = parse_arg(arg, seeds=3, steps=1000, extensions="all")
     runs = []
     for seed, method in product(seed=range(arg.seeds), method=EXTENSIONS):
         parent = base(method, seed, arg.steps)
         runs.append(parent)
         for extension in EXTENSIONS[method]:
-            name = f"{method}_{extension}_{seed}"
-            is_fope_after_rope = (method, extension) == ("rope", "fope")
-            knobs = ("position.preset=official",) if is_fope_after_rope else ()
-            runs.append(Extend(name, parent.name, extension, 2 * LENGTH, knobs))
+            if arg.extensions in ("all", extension):
+                name = f"{method}_{extension}_{seed}"
+                knobs = KNOBS.get((method, extension), ())
+                way = METHODS.get(extension, extension)
+                runs.append(Extend(name, parent.name, way, 2 * LENGTH, knobs))
     return runs

@@ -58,6 +58,11 @@ def of_the_peak(name: str, **wanted: Any) -> list[float]:
     return [min(values), max(values)]
 
 
+def milliseconds(name: str, what: str, **wanted: Any) -> float:
+    """Of a step, at the chip's peak."""
+    return 1e3 * rows(name, **wanted)[0]["seconds"][what]
+
+
 V5P, V6E = "v5p:4x4x4", "v6e:16x16"
 
 CLAIMS = (
@@ -96,6 +101,22 @@ CLAIMS = (
         lambda: [
             needed("extension", method=f"SmolLM-1.7B+{name}-4096")[0] for name in ("fope", "yarn")
         ],
+    ),
+    Claim(
+        "the 60m step takes {} to {} GB a chip, and little more than the sums of gradients "
+        "crosses the data center's network, {} MB a chip and step. That takes {} ms at a chip's "
+        "share of its machine's network cards, beside {} ms of memory traffic with RoPE and {} ms "
+        "with FoPE",
+        lambda: [
+            *needed("two_slices"),
+            rows("two_slices")[0]["dcn_bytes"] / 1e6,
+            milliseconds("two_slices", "dcn"),
+            *(milliseconds("two_slices", "hbm", method=method) for method in ("rope", "fope")),
+        ],
+    ),
+    Claim(
+        "One slice, whose chips have twice the rows, takes at least {} ms",
+        lambda: [milliseconds("v5e", "hbm", size="60m", length=512, method="rope")],
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -34,6 +35,18 @@ from fope_jax.train.options import add_config
     option("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own"),
     option("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own"),
     option("--mesh", metavar="AXIS=N,...", help="such as fsdp=8,tensor=2; the config's own"),
+    option(
+        "--compiler-option",
+        nargs="+",
+        action="extend",
+        metavar="NAME=VALUE",
+        help="of XLA, in place of the tuned ones (train.compiler_options)",
+    ),
+    option(
+        "--compare-options",
+        action="store_true",
+        help="compile each case also without compiler options, and say what they change",
+    ),
     option("--jobs", type=int, help="compilations at once; what the machine can take"),
     option("--no-cache", action="store_true", help="compile what was compiled before"),
     out("directory for plan.md, .jsonl and .html", required=False),
@@ -43,6 +56,10 @@ def plan(arguments: argparse.Namespace) -> None:
     # With the TPU compiler installed, jax would look for a TPU, here and in every compilation.
     os.environ["JAX_PLATFORMS"] = "cpu"
     experiment = load_experiment(arguments)
+    if arguments.compiler_option:
+        options = tuple(arguments.compiler_option)
+        train = dataclasses.replace(experiment.train, compiler_options=options)
+        experiment = dataclasses.replace(experiment, train=train)
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.tpu import plan, table
 
@@ -55,6 +72,7 @@ def plan(arguments: argparse.Namespace) -> None:
         lengths=whole_numbers("--length", arguments.length or None),
         sizes=split_commas(arguments.size or None),
         mesh=MeshConfig.parse(arguments.mesh) if arguments.mesh else None,
+        compare_options=arguments.compare_options,
     )
     count = 0
 

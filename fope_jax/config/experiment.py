@@ -75,6 +75,7 @@ CHANGEABLE_KEYS = (
     "train.evaluate_every",
     "train.tracker",
     "train.on_save_error",
+    "train.compiler_options",
     "train.on_bad_step",
     "train.max_skipped",
     "train.spike_factor",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -73,6 +74,8 @@ class TrainConfig:
         mean, see ``train.bad_steps``; None checks only that they are finite.
       on_save_error: if a checkpoint cannot be written: "stop", or "continue" and try at the next
         one. The last checkpoint must be written.
+      compiler_options: XLA's for the program of a step, each as "name=value"; None takes the tuned
+        ones of ``train.compiler_options``, () none. They change its speed and memory.
     """
 
     steps: int
@@ -105,9 +108,12 @@ class TrainConfig:
     max_skipped: int = 10
     spike_factor: float | None = None
     on_save_error: Literal["stop", "continue"] = "stop"
+    compiler_options: tuple[str, ...] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "first_lengths", tuple(self.first_lengths))
+        if self.compiler_options is not None:
+            object.__setattr__(self, "compiler_options", tuple(self.compiler_options))
         check_fields(
             self,
             (
@@ -149,6 +155,13 @@ class TrainConfig:
                 f"a divisor of batch_size = {self.batch_size}",
             ),
         )
+        for option in self.compiler_options or ():
+            check_value(
+                "compiler_options",
+                option,
+                re.fullmatch(r"xla_\w+=[^\s=]+", option) is not None,
+                "'name=value', a name that begins with xla_ and no space",
+            )
         check_draw(self.position_range, self.position_draw)
         tokens = self.batch_size * self.length
         for entry in self.first_lengths:

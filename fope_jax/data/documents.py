@@ -73,10 +73,11 @@ def encode_group(
     int64 and ``changed [D]`` bool, whether its tokens decode to another text.
     """
     ids, changed = encode_documents(tokenizer, texts)
-    tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
+    end = np.array([tokenizer.eos_id], np.int32)
+    tokens = np.concatenate([part for one in ids for part in (one, end)])
     lengths = np.array([len(one) + 1 for one in ids], np.int64)
     sizes = np.array([len(text.encode()) for text in texts], np.int64)
-    return tokens.astype(np.int32), lengths, sizes, np.array(changed, bool)
+    return tokens, lengths, sizes, np.array(changed, bool)
 
 
 def interleave_by_tokens(

@@ -40,7 +40,7 @@ SAME_NUMBERS = {
     *("model.attention_block", "model.derivatives", "train.accumulate", "train.log_every"),
     *("train.save_every", "train.keep", "train.keep_period", "train.grace_seconds"),
     *("train.evaluate_every", "train.tracker", "train.on_save_error", "train.on_bad_step"),
-    *("train.max_skipped", "train.spike_factor"),
+    *("train.max_skipped", "train.spike_factor", "train.compiler_options"),
 }
 SAME_NUMBERS_SECTIONS = ("evaluate.", "mesh.")
 

@@ -22,6 +22,7 @@ from fope_jax.position.registry import import_modules
 from fope_jax.tpu.flops import model_flops, program_flops, visits_of_queries
 from fope_jax.tpu.hlo import measure_traffic
 from fope_jax.tpu.topology import parse_topology, topology_devices
+from fope_jax.train.compiler_options import compile_step
 from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -36,7 +37,8 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     """Compiles one training step and returns what it needs and what bounds it, as JSON values.
 
     The values are per device and step. All rows have ``flops``, ``fits`` and ``needed_bytes``. Rows
-    that do not fit have ``limit_bytes``. Rows that fit have ``memory`` by class, ``hbm_bytes``,
+    that do not fit have ``limit_bytes``. Rows that fit have the ``compiler_options`` that were
+    used, ``memory`` by class, ``hbm_bytes``,
     ``collective_bytes``, ``seconds`` at the chip's peak, the largest as ``bound``, and
     ``mfu_bound``. Rows of several slices that fit have ``dcn_bytes``, sent to other slices; their
     seconds are missing where the chip's share of that network is not published.
@@ -62,7 +64,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "model_flops": useful,
     }
     try:
-        compiled: Any = traced.lower().compile()
+        compiled, options = compile_step(plan, traced)
     except jax.errors.JaxRuntimeError as error:
         if (sizes := parse_out_of_memory(str(error))) is None:
             raise
@@ -88,6 +90,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     bound = max(seconds, key=lambda name: seconds[name])
     return row | {
         "fits": True,
+        "compiler_options": options,
         "needed_bytes": sum(classes.values()),
         "memory": classes,
         "hbm_bytes": moved.hbm,

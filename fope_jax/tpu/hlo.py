@@ -154,9 +154,28 @@ def _buffers(text: str) -> list[Buffer]:
     for dtype, sizes, layout in _ARRAY.findall(text):
         bits = re.search(r"\d+", dtype)
         width = _BYTES.get(dtype, int(bits[0]) / 8 if bits else 0)
-        count = math.prod(int(size) for size in sizes.split(",") if size)
-        buffers.append(Buffer(math.ceil(count * width), "S(1)" not in layout))
+        count = math.prod(_stored_sizes([int(size) for size in sizes.split(",") if size], layout))
+        buffers.append(Buffer(math.ceil(count * width), "S(" not in layout))
     return buffers
+
+
+def _stored_sizes(sizes: list[int], layout: str) -> list[int]:
+    """The sizes of an array in memory, where a layout such as ``1,0:T(8,128)`` fills up tiles.
+
+    The axes before the colon are in order of memory, the fastest first; the tile's last size is
+    that of the fastest axis.
+
+    >>> _stored_sizes([512, 64], "1,0:T(8,128)(2,1)"), _stored_sizes([512, 64], "0,1:T(8,128)")
+    ([512, 128], [512, 64])
+    """
+    order, _, rest = layout.partition(":")
+    tile = re.match(r"T\(([\d,]+)\)", rest)
+    if not tile or not sizes:
+        return sizes
+    sizes = list(sizes)
+    for axis, block in zip(order.split(","), reversed(tile[1].split(",")), strict=False):
+        sizes[int(axis)] = math.ceil(sizes[int(axis)] / int(block)) * int(block)
+    return sizes
 
 
 def _count_runs(
@@ -265,6 +284,8 @@ def _bytes_moved(
         return 2.0 * x.hbm_bytes
     if x.op == "send":  # its result is its operand
         return x.hbm_bytes
+    if x.op.endswith("-start"):
+        return _bytes_started(x, sources)
     if x.op == "dynamic-update-slice":
         return 2.0 * _update_bytes(x, sources, default=0.0)
     fused = computations.get(x.attribute("calls"), [])
@@ -275,6 +296,23 @@ def _bytes_moved(
             size = sum(buffer.bytes for buffer in source.buffers)
             total += min(size, _bytes_read(fused, index, size))
     return total
+
+
+def _bytes_started(x: Instruction, sources: dict[str, Instruction]) -> float:
+    """Bytes that an asynchronous copy, slice or collective moves.
+
+    Its result lists its operands as well, then what is written: ``((operands), results, state)``;
+    of a copy ``(result, operand, state)``.
+    """
+    operands = [sources[name] for name in x.operands if name in sources]
+    read = sum(operand.hbm_bytes for operand in operands)
+    if x.op == "copy-start":
+        return (x.buffers[0].bytes if x.buffers[0].is_in_hbm else 0.0) + read
+    results = x.buffers[len(x.operands) :]
+    written = sum(buffer.bytes for buffer in results if buffer.is_in_hbm)
+    if x.op.removesuffix("-start") in SLICES:  # it reads no more than it gives
+        read = min(read, results[0].bytes)
+    return written + read
 
 
 def _update_bytes(x: Instruction, sources: dict[str, Instruction], default: float) -> float:

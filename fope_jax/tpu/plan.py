@@ -48,6 +48,7 @@ def make_cases(
     lengths: Sequence[int] = (),
     sizes: Sequence[str] = (),
     mesh: MeshConfig | None = None,
+    compare_options: bool = False,
 ) -> list[Case]:
     """All combinations, checked as far as possible without the compiler.
 
@@ -62,6 +63,7 @@ def make_cases(
       lengths: tokens of a row.
       sizes: names of ``PRESETS``.
       mesh: replaces the config's.
+      compare_options: follows each case by one without ``train.compiler_options``.
     """
     if unknown := [size for size in sizes if size not in PRESETS]:
         raise ValueError(f"size {unknown[0]!r}; accepted: {', '.join(PRESETS)}")
@@ -81,6 +83,10 @@ def make_cases(
                 mesh=mesh or _fitting_mesh(experiment, train.batch_size, parse_topology(topology)),
             )
             cases.append(Case(size, method, topology, changed))
+            if compare_options:
+                plain = dataclasses.replace(train, compiler_options=())
+                changed = dataclasses.replace(changed, train=plain)
+                cases.append(Case(size, method, topology, changed))
     return cases
 
 
@@ -219,6 +225,9 @@ def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
     if mesh.data != 1:  # copies of the model, which devices could share
         spread = dataclasses.replace(mesh, data=1, fsdp=-1)
         yield "mesh.data=1 with mesh.fsdp=-1", dataclasses.replace(experiment, mesh=spread)
+    if model.scan_layers:  # a scan holds what layers keep for the backward pass twice
+        in_a_row = dataclasses.replace(model, scan_layers=False)
+        yield "model.scan_layers=False", dataclasses.replace(experiment, model=in_a_row)
     for remat in REMAT[REMAT.index(model.remat) + 1 :]:
         model = dataclasses.replace(model, remat=remat)
         yield f"model.remat={remat}", dataclasses.replace(experiment, model=model)

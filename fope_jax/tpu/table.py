@@ -69,22 +69,47 @@ def format_row(row: Row) -> list[str]:
 
 def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
     """Lines with the extra cost of ``method`` over ``base`` in the same case."""
-    fitting = {
-        (r["topology"], r["size"], r["length"], r["method"]): r for r in rows if r.get("fits")
+    fitting = _fitting(rows)
+    return [
+        f"{_case(row)}: {method} beside {base} {_difference(row, fitting[*case, base, options])}"
+        for (*case, name, options), row in fitting.items()
+        if name == method and (*case, base, options) in fitting
+    ]
+
+
+def compare_options(rows: Sequence[Row]) -> list[str]:
+    """Lines with what compiler options change, where a case was compiled without them as well."""
+    fitting = _fitting(rows)
+    return [
+        f"{_case(row)}: {', '.join(options)} {_difference(row, fitting[*case, ()])}"
+        for (*case, options), row in fitting.items()
+        if options and (*case, ()) in fitting
+    ]
+
+
+def _fitting(rows: Sequence[Row]) -> dict[tuple, Row]:
+    keys = ("topology", "size", "length", "method")
+    return {
+        (*(row[key] for key in keys), tuple(row["compiler_options"])): row
+        for row in rows
+        if row.get("fits")
     }
-    lines = []
-    for (topology, size, length, name), row in fitting.items():
-        other = fitting.get((topology, size, length, base))
-        if name == method and other:
-            flops, moved, memory = (
-                f"{row[key] / other[key] - 1:+.2%}"
-                for key in ("flops", "hbm_bytes", "needed_bytes")
-            )
-            lines.append(
-                f"{topology} {size} T = {length:,}: {method} beside {base} {flops} flops, "
-                f"{moved} bytes of HBM, {memory} memory"
-            )
-    return lines
+
+
+def _case(row: Row) -> str:
+    return f"{row['topology']} {row['size']} T = {row['length']:,}"
+
+
+def _difference(row: Row, other: Row) -> str:
+    flops, moved, memory = (
+        f"{row[key] / other[key] - 1:+.2%}" for key in ("flops", "hbm_bytes", "needed_bytes")
+    )
+    return f"{flops} flops, {moved} bytes of HBM, {memory} memory"
+
+
+def _options_of(rows: Sequence[Row]) -> str:
+    used = sorted({", ".join(row["compiler_options"]) or "none" for row in rows if row.get("fits")})
+    return f"Compiler options: {'; or '.join(used)}." if used else ""
 
 
 def _compiled_with(rows: Sequence[Row]) -> str:
@@ -96,7 +121,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
     cells = map(format_row, rows)
     filled = [[*line, *[""] * (len(HEADINGS) - len(line))] for line in cells]
     table = markdown_table(HEADINGS, filled)
-    return "\n".join([table, "", NOTE, "", *compare_methods(rows), "", _compiled_with(rows)])
+    lines = [table, "", NOTE, "", *compare_methods(rows), *compare_options(rows), ""]
+    return "\n".join([*lines, f"{_options_of(rows)} {_compiled_with(rows)}".strip()])
 
 
 def write_page(rows: Sequence[Row], path: Path) -> None:
@@ -109,7 +135,8 @@ def write_page(rows: Sequence[Row], path: Path) -> None:
         filled = "".join(f"<td>{cell}</td>" for cell in cells)
         body.append(f"<tr{fits}>{filled}<td colspan={columns}>{last}</td></tr>")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
-    comparison = "".join(f"<li>{html.escape(line)}</li>" for line in compare_methods(rows))
+    lines = [*compare_methods(rows), *compare_options(rows), _options_of(rows)]
+    comparison = "".join(f"<li>{html.escape(line)}</li>" for line in lines if line)
     path.write_text(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>fope plan</title>'
         f"<style>{_STYLE}</style><h1>fope plan</h1><div><table><thead><tr>{head}</tr></thead>"

@@ -38,6 +38,7 @@ from fope_jax.train.checkpoints import (
     check_checkpoints_present,
     restore_checkpoint,
 )
+from fope_jax.train.compiler_options import compile_step
 from fope_jax.train.goodput import PhaseTimer
 from fope_jax.train.metrics import MetricsBuffer, MetricsWriter
 from fope_jax.train.preemption import Preempted, preemption
@@ -302,8 +303,10 @@ def train(
                     interruptible.enter_context(stop.stop_at_once())
                 began, example = time.perf_counter(), loader.batch(begin + config.data_start)
                 example = shard_batch(share_positions(example, experiment), stage_plan.mesh)
-                step_function = trace_step(stage_plan, example).lower().compile()
-                log.info("compiled in %.1f s", time.perf_counter() - began)
+                traced = trace_step(stage_plan, example)
+                step_function, options = compile_step(stage_plan, traced)
+                took, used = time.perf_counter() - began, ", ".join(options) or "none"
+                log.info("compiled in %.1f s, compiler options %s", took, used)
             if begin == start:
                 timer.end_startup()
             write(timer.take_rows(begin))

@@ -1,6 +1,7 @@
 """The benchmark of token stores reads real stores, of both forms."""
 
 import json
+import re
 
 import numpy as np
 
@@ -39,4 +40,32 @@ def test_processes_read_their_share(tmp_path, capsys, monkeypatch):
     assert [row[3].strip() for row in rows] == ["yes", "yes"]
     one, four = (float(row[2]) for row in rows)
     assert one / 6 < four < one / 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_build_is_compared_with_the_tokenizer_alone(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # which it sets
+    text = tmp_path / "text"
+    options = ["--documents", "80", "--workers", "1", "2", "--text", str(text)]
+    token_store.main(["build", *options, "--scratch", str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0].strip() == "80"]
+    assert [int(row[2]) for row in rows] == [1, 2] and rows[0][1] == rows[1][1]
+    for row in rows:
+        shares = [re.fullmatch(r" (\d+)% of (?:\d x )?([\d,]+) ", row[i]) for i in (4, 5, 7)]
+        assert all(share and int(share[1]) > 0 for share in shares), row
+    assert [path.name for path in tmp_path.iterdir()] == ["text"]
+    written = (text / "80" / "train-0.jsonl").stat()
+    token_store.main(["build", "--documents", "80", "--workers", "1", "--text", str(text)])
+    assert (text / "80" / "train-0.jsonl").stat() == written
+
+
+def test_the_share_of_the_tokenizer_is_a_part_of_the_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RAYON_NUM_THREADS", "1")  # which it sets
+    token_store.main(["share", "--documents", "160", "--scratch", str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row and row[0].strip() == "160"]
+    assert [row[1].strip() for row in rows] == ["a build in one process", "a worker"]
+    for row in rows:
+        assert 0 < float(row[3].split()[0]) <= float(row[2])
     assert not list(tmp_path.iterdir())

@@ -46,15 +46,21 @@ Request = dict[str, Any]
 
 
 class Nursery:
-    """Starts trainings by a process that has everything imported."""
+    """Starts trainings by a process that has everything imported.
 
-    def __init__(self, environment: dict[str, str]):
+    Args:
+      start_new_session: what is sent to the caller's process group, as by `timeout` or Ctrl-C, does
+        not reach it and the trainings; the caller ends them.
+    """
+
+    def __init__(self, environment: dict[str, str], start_new_session: bool = False):
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=start_new_session,
         )
 
     def start(self, request: Request) -> int:

@@ -201,6 +201,7 @@ PREEMPTIONS = {
 ASKED = next(iter(PREEMPTIONS))
 ENDED = "came to its end"
 GAVE_UP = "gave up by itself, as when its bucket is lost for too long"
+GIVES_UP = 5  # lives in a row that give up: the soak would never end
 
 
 # ---------------------------------------------------------------------------- what is kept
@@ -235,7 +236,8 @@ class Soak:
         self.directory.mkdir(parents=True, exist_ok=True)
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.directory / "compiled")}
         with serving(self.storage) as service:
-            self._nursery = Nursery(world.environment() | cache | service)
+            environment = world.environment() | cache | service
+            self._nursery = Nursery(environment, start_new_session=True)
             try:
                 self._prepare()
                 yield
@@ -375,7 +377,8 @@ class Soak:
     ) -> bool:
         """Lives until there have been so many preemptions; False where the time was too short.
 
-        The training that is under way by then comes to its end.
+        The training that is under way by then comes to its end. Once the time is over no life
+        begins; one that has begun takes a minute or two.
         """
         deadline = time.monotonic() + 60 * minutes
         kinds = list(PREEMPTIONS)
@@ -390,6 +393,9 @@ class Soak:
                 assert result["arrays"] == self.reference["result"]["arrays"], "other arrays"
                 self.bucket.clear()
             self.keep()
+            last = self.lives[-GIVES_UP:]
+            if len(last) == GIVES_UP and all(life.kind == GAVE_UP for life in last):
+                raise AssertionError(f"{GIVES_UP} lives in a row gave up: {last[-1].said}")
         return True
 
 
@@ -474,18 +480,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--preemptions", type=int, default=200)
     parser.add_argument("--directory", type=Path, default=Path("runs/soak"), help="runs/soak")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="after which no life begins any more"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    began = time.monotonic()
     soak = Soak(arguments.directory.absolute(), arguments.seed)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of the life too
-    with soak.running():
-        is_done = soak.go_on(
-            arguments.preemptions, arguments.minutes, lambda line: print(line, flush=True)
-        )
-    print(table(soak.lives))
-    if not is_done:
-        print(f"{len(soak.preempted())} of {arguments.preemptions}; the same command goes on")
+    is_done = False
+    try:
+        with soak.running():
+            is_done = soak.go_on(
+                arguments.preemptions,
+                arguments.minutes - (time.monotonic() - began) / 60,
+                lambda line: print(line, flush=True),
+            )
+    finally:  # also where it is stopped, or a promise is broken
+        print(table(soak.lives))
+        if not is_done:
+            done = len(soak.preempted())
+            print(f"{done} of {arguments.preemptions}; the same command goes on", flush=True)
     return 0
 
 

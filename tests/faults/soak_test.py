@@ -61,3 +61,17 @@ def test_a_step_lost_after_a_stop_with_time_is_found(tmp_path):
     test._check(soak.Life(0, soak.ENDED, codes=[0] * 4), [[30, {}, 0.0]], 0.0)
     with pytest.raises(AssertionError, match="1 steps are lost"):
         test._check(soak.Life(0, soak.ENDED, codes=[0] * 4), [[29, {}, 0.0]], 0.0)
+
+
+def test_a_soak_whose_trainings_give_up_ends(tmp_path, monkeypatch):
+    test = soak.Soak(tmp_path, seed=0)
+    said = []
+
+    def live(kind):
+        test.lives.append(soak.Life(0, soak.GAVE_UP, codes=[2] * 4, said=[["no bucket"]]))
+        return test.lives[-1]
+
+    monkeypatch.setattr(test, "live", live)
+    with pytest.raises(AssertionError, match="5 lives in a row gave up: .*no bucket"):
+        test.go_on(1, minutes=1, say=said.append)
+    assert len(said) == len(soak.Soak(tmp_path, seed=0).lives) == 5

@@ -62,6 +62,39 @@ def test_a_loop_without_a_stated_end_runs_as_often_as_told():
     assert found.collectives["all-gather"] == 100 * 256 * 8 * 4 * 3 / 4
 
 
+STARTED = """HloModule step
+
+ENTRY %main (s: f32[64,128]) -> f32[64,128] {
+  %s = f32[64,128]{1,0:T(8,128)} parameter(0)
+  %up = (f32[64,128]{1,0:T(8,128)S(1)}, f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%s)
+  %near = f32[64,128]{1,0:T(8,128)S(1)} copy-done(%up)
+  %down = (f32[64,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%near)
+  %part = ((f32[64,128]{1,0:T(8,128)}), f32[16,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%s)
+  %all = (f32[64,128]{1,0}, f32[256,128]{1,0}) all-gather-start(%s), replica_groups=[4,4]<=[16]
+  ROOT %far = f32[64,128]{1,0:T(8,128)} copy-done(%down)
+}
+"""
+
+
+def test_what_goes_beside_other_work_moves_its_bytes_once():
+    """To the chip, back, a quarter to the chip, and a gathered array of four such."""
+    array = 64 * 128 * 4
+    found = measure_traffic(STARTED, lambda names: 1)
+    assert found.hbm == array + array + array / 4 + (array + 4 * array)
+    assert found.collectives == {"all-gather": 3 * array}
+
+
+def test_tiles_that_an_array_does_not_fill_are_moved_whole():
+    """64 of 128 lanes, or 5 of 8 rows, are whole tiles; where 64 is not fastest, it fits."""
+    text = STARTED[: STARTED.index("  %up")] + (
+        "  %half = bf16[512,64]{1,0:T(8,128)(2,1)} copy(%s)\n"
+        "  %other = bf16[512,64]{0,1:T(8,128)(2,1)} copy(%s)\n"
+        "  ROOT %rows = f32[5,128]{1,0:T(8,128)} copy(%s)\n}\n"
+    )
+    written = 512 * 128 * 2 + 512 * 64 * 2 + 8 * 128 * 4
+    assert measure_traffic(text, lambda names: 1).hbm == 3 * 64 * 128 * 4 + written
+
+
 FUSED = """HloModule step
 
 %begin (a: f32[4,8]) -> f32[4,8] {

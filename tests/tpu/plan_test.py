@@ -87,6 +87,7 @@ ROW = {
     "flops": 2.2e12,
     "model_flops": 2.0e12,
     "fits": True,
+    "compiler_options": ["xla_a=false"],
     "needed_bytes": 13_000_000_000,
     "hbm_bytes": 4e9,
     "collective_bytes": {"all-gather": 1e9, "all-reduce": 5e8},
@@ -107,7 +108,7 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
         from types import SimpleNamespace
 
         setup = build_experiment(json.loads(input)[0])
-        asked.append(setup.model.remat)
+        asked.append((setup.model.remat, setup.model.scan_layers))
         fits = setup.model.remat == "full"
         memory = {"fits": fits, "needed_bytes": 10e9 if fits else 20e9, "limit_bytes": 16e9}
         return SimpleNamespace(returncode=0, stdout=json.dumps(ROW | memory).encode())
@@ -116,16 +117,35 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     monkeypatch.setattr(planning.subprocess, "run", compile_one)
     cases = make_cases(experiment, topologies=["v5e:4x4"], methods=["rope"])
     (row,) = plan(cases, cache=tmp_path, jobs=1)
-    assert asked == ["none", "dots", "full"]
+    assert asked == [("none", True), ("none", False), ("dots", True), ("full", True)]
     assert row["advice"] == "model.remat=full fits" and not row["cached"]
     assert "DOES NOT FIT, 4.0 too much. model.remat=full fits" in table.to_markdown([row])
     (again,) = plan(cases, cache=tmp_path, jobs=1)
-    assert len(asked) == 3 and again["cached"]
+    assert len(asked) == 4 and again["cached"]
     # Another program is compiled anew.
     longer = dataclasses.replace(experiment.train, b1=0.8)
     other = cases[0]._replace(experiment=dataclasses.replace(experiment, train=longer))
     plan([other], cache=tmp_path, jobs=1, advise=False)
-    assert len(asked) == 4
+    assert len(asked) == 5
+
+
+def test_a_plan_says_what_compiler_options_change(experiment):
+    cases = make_cases(
+        experiment, topologies=["v5e:4x4"], methods=["rope", "fope"], compare_options=True
+    )
+    given = [case.experiment.train.compiler_options for case in cases]
+    assert given == [None, (), None, ()]
+    labels = {"topology": "v5e:4x4", "size": "60m", "length": 512, "batch": 1024, "versions": {}}
+    rows = [
+        ROW | labels | {"method": case.method, "compiler_options": ["xla_a=false"] * (used is None)}
+        for case, used in zip(cases, given, strict=True)
+    ]
+    rows[0] |= {"hbm_bytes": 3e9}
+    rows[2] |= {"hbm_bytes": 3.3e9}
+    text = table.to_markdown(rows)
+    assert "60m T = 512: xla_a=false +0.00% flops, -25.00% bytes of HBM, +0.00% memory" in text
+    assert "60m T = 512: fope beside rope +0.00% flops, +10.00% bytes of HBM, +0.00% memory" in text
+    assert "Compiler options: none; or xla_a=false." in text
 
 
 def test_copies_of_the_model_are_advised_against_first(experiment, monkeypatch):

@@ -51,6 +51,14 @@ class Tokenizer:
         """Tokens ``[n]`` int32 of each text."""
         raise NotImplementedError
 
+    def encode_and_compare(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
+        """As `encode_batch`, and of each text whether its tokens decode to another."""
+        tokens = self.encode_batch(texts)
+        return tokens, [
+            self.token_texts.join(ids) != text.encode() and self.decode(ids) != text
+            for ids, text in zip(tokens, texts, strict=True)
+        ]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Leaves out special tokens; invalid UTF-8 becomes U+FFFD."""
         return self.token_texts.join(ids).decode(errors="replace")
@@ -71,25 +79,7 @@ def encode_documents(
     They begin with the tokenizer's prefix and have no EOS; an empty document has none.
     """
     whole = [tokenizer.prefix + text if text else "" for text in texts]
-    tokens = tokenizer.encode_batch(whole)
-    if _are_the_bytes_of(tokens, whole, tokenizer.token_texts):
-        return tokens, [False] * len(whole)
-    changed = [tokenizer.decode(ids) != text for ids, text in zip(tokens, whole, strict=True)]
-    return tokens, changed
-
-
-def _are_the_bytes_of(
-    tokens: Sequence[np.ndarray], texts: Sequence[str], token_texts: TokenTexts
-) -> bool:
-    """Whether the tokens of every text join to its bytes; at once, as a call takes long."""
-    if not texts:
-        return True
-    stream, expected = np.concatenate(tokens), [text.encode() for text in texts]
-    if token_texts.join(stream) != b"".join(expected):
-        return False
-    ends = np.cumsum([len(ids) for ids in tokens])
-    sizes = np.append(0, np.cumsum(token_texts.sizes[stream], dtype=np.int64))[ends]
-    return bool((sizes == np.cumsum([len(text) for text in expected])).all())
+    return tokenizer.encode_and_compare(whole)
 
 
 class TokenTexts:
@@ -102,23 +92,17 @@ class TokenTexts:
 
     def __init__(self, texts: Sequence[bytes]):
         self.sizes = np.array([len(text) for text in texts], np.int32)
-        self._start = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
-        self._bytes = np.frombuffer(b"".join(texts), np.uint8)
+        # One before the first and one after the last, for ids that there are not.
+        self._texts = np.array([b"", *texts, b""], object)
 
     def join(self, ids: Iterable[int]) -> bytes:
         """The joined bytes of ``ids``; ids beyond V have none."""
         ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
+        if len(ids) <= _IDS_AT_ONCE:
+            # numpy takes the texts of all tokens at once: a loop over tokens would slow a build.
+            return b"".join(self._texts.take(ids + 1, mode="clip").tolist())
         starts = range(0, len(ids), _IDS_AT_ONCE)
-        return b"".join(self._join(ids[start : start + _IDS_AT_ONCE]) for start in starts)
-
-    def _join(self, ids: np.ndarray) -> bytes:
-        ids = ids[(ids >= 0) & (ids < len(self.sizes))]
-        sizes = self.sizes[ids]
-        ends = np.cumsum(sizes, dtype=np.int64)
-        # Indices of the bytes in self._bytes: a loop over tokens takes five times as long and would
-        # slow a build on many cores.
-        offsets = np.repeat(self._start[ids] - (ends - sizes), sizes)
-        return self._bytes[offsets + np.arange(len(offsets))].tobytes()
+        return b"".join(self.join(ids[start : start + _IDS_AT_ONCE]) for start in starts)
 
 
 def byte_of_piece(piece: str) -> bytes:

@@ -147,21 +147,25 @@ class JsonTokenizer(Tokenizer):
         self._mark_ids = mark_ids if has_byte_pieces and None not in mark_ids else []
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._encode_raw(texts)
-        return [self._without_control(*pair) for pair in zip(texts, encoded, strict=True)]
+        return self.encode_and_compare(texts)[0]
+
+    def encode_and_compare(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
+        encoded = zip(texts, self._encode_raw(texts), strict=True)
+        pairs = [self._without_control(text, ids) for text, ids in encoded]
+        return [ids for ids, _ in pairs], [is_changed for _, is_changed in pairs]
 
     def _encode_raw(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
-    def _without_control(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """Removes control tokens from ``ids`` of ``text``.
+    def _without_control(self, text: str, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+        """``ids`` of ``text`` without control tokens, and whether they decode to another text.
 
         Unigram models match names of control tokens and bytes in a text: it is cut inside the names
         and encoded again. The space mark is written in bytes if possible: its piece means a space.
         """
         if self.token_texts.join(ids) == text.encode():
-            return ids
+            return ids, False
         cuts = {match.start() + 1 for match in self._control_names.finditer(text)}
         if self._mark_ids:
             cuts |= {i for mark in re.finditer(SPACE_MARK, text) for i in mark.span()}
@@ -175,7 +179,8 @@ class JsonTokenizer(Tokenizer):
             again = np.concatenate(pieces).astype(np.int32)
             lossless = self.token_texts.join(again) == text.encode()
             ids = again if lossless or np.isin(ids, self._control).any() else ids
-        return ids[~np.isin(ids, self._control)]
+        ids = ids[~np.isin(ids, self._control)]
+        return ids, self.decode(ids) != text
 
     def token_id(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(name)

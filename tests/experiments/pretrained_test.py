@@ -133,7 +133,8 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     # The tables and figures of these rows.
     for module, name, value in (
         *((tables, "LENGTH", 800), (tables, "SAME", 400), (tables, "CONTEXTS", (600, 800, 1600))),
-        *((figures, "LENGTH", 800), (figures, "STRETCH", 400), (tables, "UPDATES", 10)),
+        *((figures, "LENGTH", 800), (figures, "STRETCH", 400), (figures, "UPDATES", 10)),
+        (tables, "UPDATES", 10),
     ):
         monkeypatch.setattr(module, name, value)
     read = tables.Results(results)
@@ -145,8 +146,13 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     # Of heads there is one context alone, and the control of the trainings is RoPE at twice it.
     read.rows += [row | {"context": 800} for row in read.of("heads")]
     written = figures.write_figures(read, tmp_path / "figures")
-    assert {path.stem for path in written} == {"loss", "training", "sizes", "heads"}
+    assert {path.stem for path in written} == {"loss", "training", "updates", "sizes", "heads"}
     assert all(path.stat().st_size > 5_000 for path in written)
+
+
+def test_the_figures_of_the_trainings_have_a_place_for_each():
+    assert sorted(figures.TRAINED) == sorted(units.TRAININGS)
+    assert figures.COMPARED.keys() < set(figures.TRAINED)
 
 
 def test_the_interval_of_answers_that_share_windows_is_wider():

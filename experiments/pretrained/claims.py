@@ -110,9 +110,17 @@ def keys(method: str, context: int, text: str = "noise", updates: int = 0) -> li
 def key_cells(header: list[str], row: list[str]) -> list[Expected]:
     """Of rows with a method, a text ("noise" or "books"), and a context."""
     text = {"noise": "noise", "books": "corpus"}[row[1]]
-    context, updates = int(row[2].replace(",", "")), updates_of(row[0])
-    found, total, low, high, rank, nats = keys(method_of(row[0]), context, text, updates)
-    return [None, None, None, (found, total), (low, high), rank, nats]
+    method, context, updates = method_of(row[0]), int(row[2].replace(",", "")), updates_of(row[0])
+    found, total, low, high, rank, nats = keys(method, context, text, updates)
+    depths = by_depth(method, context, text, updates)
+    return [None, None, None, (found, total), depths, (low, high), rank, nats]
+
+
+def by_depth(method: str, context: int, text: str, updates: int) -> str:
+    """The keys of each window from its beginning to its end, ``x`` where one is found."""
+    fields = {"context": context, "text": text, "updates": updates, "seed": 0}
+    rows = results().of("every_key", method=method, **fields)
+    return " ".join("".join("x" if found else "·" for found in row["correct"]) for row in rows)
 
 
 # ---------------------------------------------------------------------------- time
@@ -172,7 +180,7 @@ def cells(table: TableText) -> list[list[Expected]]:
     first, *columns = table.header
     if first == "part":
         return time_cells(table)
-    if columns[:3] == ["keys in", "context", "found"]:
+    if columns[:4] == ["keys in", "context", "found", "by depth"]:
         return [key_cells(table.header, row) for row in table.rows]
     if all(re.fullmatch(r"\d+ to \d+ ?k", name) for name in columns):
         return [stretch_cells(table.header, row) for row in table.rows]
@@ -265,6 +273,14 @@ def found_at_twice() -> list[float]:
     assert keys("yarn", 2 * LENGTH, "corpus")[0] == keys("yarn", STRETCH, "corpus")[0]
     assert keys("rope", 2 * LENGTH, "corpus")[0] == 0
     return [found["yarn"], found["ntk"]]
+
+
+def found_by_half(method: str, text: str) -> list[float]:
+    """Of a window of twice the length: keys found in its second half, in all, and in its first
+    half, which is further from the questions than the trained length; and the keys there."""
+    found = by_depth(method, 2 * LENGTH, text, 0)
+    half = len(found) // 2
+    return [found[half:].count("x"), found.count("x"), found[:half].count("x"), half]
 
 
 def yarn_is_best() -> list[float]:
@@ -423,12 +439,15 @@ CLAIMS = (
         "Of ten keys in 16,384 tokens of noise YaRN and Self-Extend write {}, NTK {}, RoPE "
         "and the two floors none, where RoPE writes {} at 8,192: intervals that overlap. In a"
         " book YaRN writes {} ({} to {}%) at 16,384 tokens, as many as at 2,048, and RoPE "
-        "none. The right number costs YaRN {} nats in noise, nearly the {} of RoPE at 8,192, "
+        "none; {} of the {} stand in the half of the window next to the questions, so that {} of "
+        "the {} keys beyond 8,192 tokens is found. The right number costs YaRN {} nats in noise, "
+        "nearly the {} of RoPE at 8,192, "
         "and RoPE {}, whose ten ranks are 1 to 10 once each",
         lambda: [
             *found_at_twice(),
             keys("rope", LENGTH)[0],
             *np.take(keys("yarn", 2 * LENGTH, "corpus"), [0, 2, 3]),
+            *found_by_half("yarn", "corpus"),
             keys("yarn", 2 * LENGTH)[-1],
             keys("rope", LENGTH)[-1],
             keys("rope", 2 * LENGTH)[-1],
@@ -525,7 +544,8 @@ PAGE = Page(
             "in tokens; at 32,768 scalings have factor 4):",
             "FoPE with the floor of 8,192 after the training, the floor of 4,096 alone before it, "
             "all methods on news and in keys (8,192 and 16,384 tokens of noise and of a book, and "
-            "12,288), and the other nine at 32,768 tokens",
+            "12,288), and at 32,768 tokens the other nine and, after the training, the floor of "
+            "2,048 with and without the series",
             "(the floors of 2,048, 4,096 and 8,192 take",
             "in the 2,048 tokens of a window of the training",
             "has every 1,024.",

@@ -67,7 +67,7 @@ def loss_figure(results: Results) -> Any:
 
 def training_figure(results: Results) -> Any:
     """Loss by position before and after each short training; the floors after it, together."""
-    names = [m for m in TRAINED if results.of("training", method=m)]
+    names = [m for m in TRAINED if results.of("training", method=m, updates=UPDATES)]
     count = len(names) + 1
     columns = min(3, count)
     rows = math.ceil(count / columns)
@@ -95,11 +95,7 @@ def training_figure(results: Results) -> Any:
                 {"color": "#D55E00", "linestyle": "--", "marker": "s"},
             ),
             "after training": (
-                [
-                    row
-                    for row in results.of("loss", method=method, context=2 * LENGTH, window=0)
-                    if row["updates"]
-                ],
+                results.of("loss", method=method, context=2 * LENGTH, window=0, updates=UPDATES),
                 {"color": "#0072B2", "linestyle": "-", "marker": "o"},
             ),
         }
@@ -139,11 +135,11 @@ def updates_figure(results: Results) -> Any:
     The right panel has those near the parent's loss, which the left one cannot tell apart.
     """
     figure, panels = new_figure(10, 4.2, 1, 2)
-    names = [m for m in TRAINED if results.of("training", method=m, seed=0)]
+    names = [m for m in TRAINED if results.of("training", method=m, seed=0, updates=UPDATES)]
     styles = line_styles(names)
     handles = {}
     for method in names:
-        (row, *_) = results.of("training", method=method, seed=0)
+        (row,) = results.of("training", method=method, seed=0, updates=UPDATES)
         updates, losses = zip(*row["held_out_loss"], strict=True)
         for axes in panels if losses[0] < NEAR else panels[:1]:
             (handles[LABELS[method]],) = axes.plot(updates, losses, **styles[method]._asdict())

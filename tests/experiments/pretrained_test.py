@@ -16,6 +16,9 @@ def test_every_unit_is_listed_once_and_after_the_training_it_needs():
         if unit.updates and unit.kind != "training":
             trained = model_of(unit)
             assert any(u.kind == "training" and model_of(u) == trained for u in listed[:index])
+    longer = [unit for unit in all_units(updates=(64,)) if unit not in all_units()]
+    assert {unit.updates for unit in longer} == {64}
+    assert {unit.method for unit in longer} == units.TRAININGS.keys()
     # What one window gives comes first, and stays what it is where more are asked for.
     first = [unit for unit in listed if unit.window == 0 and unit.seed == 0]
     assert first == all_units()
@@ -30,6 +33,8 @@ def test_every_unit_is_listed_once_and_after_the_training_it_needs():
         (["run", "--windows", "0"], "--windows: invalid choice: 0"),
         (["list", "--windows", "7"], "--windows: invalid choice: 7"),
         (["list", "--seeds", "2"], "give --all"),
+        (["list", "--updates", "64"], "give --all"),
+        (["list", "--all", "--updates", "0"], "--updates: '0': a training warms up for 4 updates"),
         (["run", "--run", "nowhere"], "--run nowhere is no run"),
     ],
 )

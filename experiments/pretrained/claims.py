@@ -307,7 +307,9 @@ def higher_floors() -> list[float]:
     (ahead,) = np.nonzero(curves[-1] < rope)
     assert ahead.tolist() == [14 // 2], ahead
     places = [0, 6 // 2, 14 // 2]
-    return [*(c[k] for k in places for c in curves), *rope[places], *yarn[places]]
+    return [float(c[k]) for k in places for c in curves] + [
+        float(c[k]) for c in (rope, yarn) for k in places
+    ]
 
 
 def higher_floors_without_training() -> list[float]:

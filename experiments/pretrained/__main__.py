@@ -1,7 +1,8 @@
 """What SmolLM2-135M does beyond its 8,192 tokens, and what a short training buys.
 
     python -m experiments.pretrained run        what is not done yet, unit by unit: about five hours
-                                                of two cores; with --all, --windows, --seeds more
+                                                of two cores; with --all, --windows, --seeds,
+                                                --updates more
     python -m experiments.pretrained list       what is done, what is to come, and the hours of two
                                                 cores up to there
     python -m experiments.pretrained tables     of the rows that are there
@@ -25,9 +26,10 @@ from experiments.pretrained.figures import write_figures
 from experiments.pretrained.heads import measure_heads
 from experiments.pretrained.measure import Text, measure_keys, measure_loss
 from experiments.pretrained.tables import Results, all_tables
-from experiments.pretrained.trainings import train_child, training_row
+from experiments.pretrained.trainings import WARMUP, train_child, training_row
 from experiments.pretrained.units import (
     PLACES,
+    UPDATES,
     Unit,
     all_units,
     core_seconds,
@@ -116,6 +118,15 @@ def run(units: list[Unit], subject: Subject, results: Path, commit: str | None) 
         )
 
 
+def _budget(text: str) -> int:
+    """The updates of a training."""
+    if not text.isdecimal() or int(text) <= WARMUP:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a training warms up for {WARMUP} updates; accepted: a larger number"
+        )
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.pretrained",
@@ -141,10 +152,21 @@ def main() -> None:
         metavar="N",
         help="of the short trainings; more than 1 asks for --all (1)",
     )
+    parser.add_argument(
+        "--updates",
+        type=_budget,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help=f"also trainings of so many updates, not of {UPDATES} alone; asks for --all",
+    )
     arguments = parser.parse_args()
-    is_more = max(arguments.windows, arguments.seeds) > 1
+    is_more = max(arguments.windows, arguments.seeds) > 1 or arguments.updates
     if is_more and not arguments.all:
-        parser.error("--windows and --seeds beyond 1 take many hours more; give --all with them")
+        parser.error(
+            "--windows and --seeds beyond 1, and --updates, take many hours more; give --all with "
+            "them"
+        )
     if arguments.command == "tables":
         print(all_tables(Results(RESULTS)))
         return
@@ -152,7 +174,9 @@ def main() -> None:
         for path in write_figures(Results(RESULTS), RESULTS.parent / "figures"):
             print(path)
         return
-    units = all_units(arguments.windows, arguments.seeds) if arguments.all else main_units()
+    units = main_units()
+    if arguments.all:
+        units = all_units(arguments.windows, arguments.seeds, arguments.updates)
     if arguments.command == "list":
         hours = 0.0
         for unit in units:

@@ -18,7 +18,19 @@ from experiments.check.claims import Claim, Expected, Page, Table, TableText
 from experiments.check.compare import find_tables
 from experiments.check.rows import EXPERIMENTS
 from experiments.pretrained.tables import Results, all_tables, found_interval, loss_by_position
-from experiments.pretrained.units import FLOORS, LENGTH, MAIN, METHODS, NAMES, TRAININGS, UPDATES
+from experiments.pretrained.units import (
+    FLOORS,
+    LENGTH,
+    MAIN,
+    METHODS,
+    NAMES,
+    TRAINED_AT,
+    TRAININGS,
+    UPDATES,
+    all_units,
+    core_seconds,
+    main_units,
+)
 
 STRETCH = 2048  # tokens
 TRAINED = ", trained"
@@ -98,9 +110,30 @@ def keys(method: str, context: int, text: str = "noise", updates: int = 0) -> li
 def key_cells(header: list[str], row: list[str]) -> list[Expected]:
     """Of rows with a method, a text ("noise" or "books"), and a context."""
     text = {"noise": "noise", "books": "corpus"}[row[1]]
-    context, updates = int(row[2].replace(",", "")), updates_of(row[0])
-    found, total, low, high, rank, nats = keys(method_of(row[0]), context, text, updates)
-    return [None, None, None, (found, total), (low, high), rank, nats]
+    method, context, updates = method_of(row[0]), int(row[2].replace(",", "")), updates_of(row[0])
+    found, total, low, high, rank, nats = keys(method, context, text, updates)
+    depths = by_depth(method, context, text, updates)
+    return [None, None, None, (found, total), depths, (low, high), rank, nats]
+
+
+def by_depth(method: str, context: int, text: str, updates: int) -> str:
+    """The keys of each window from its beginning to its end, ``x`` where one is found."""
+    fields = {"context": context, "text": text, "updates": updates, "seed": 0}
+    rows = results().of("every_key", method=method, **fields)
+    return " ".join("".join("x" if found else "·" for found in row["correct"]) for row in rows)
+
+
+# ---------------------------------------------------------------------------- time
+
+
+def time_cells(table: TableText) -> list[list[Expected]]:
+    """Of the experiment's three parts: hours of two busy cores, and by the clock."""
+    hours = np.zeros((3, 2))
+    for row in results().rows:
+        is_of_training = row["updates"] or row["method"] in FLOORS
+        part = 2 if row["kind"] == "heads" else 1 if is_of_training else 0
+        hours[part] += row["core_seconds"] / 7200, row["seconds"] / 3600
+    return [[None, *map(float, each)] for each in hours]
 
 
 # ---------------------------------------------------------------------------- printed tables
@@ -145,9 +178,9 @@ def method_of_or_label(label: str) -> str:
 def cells(table: TableText) -> list[list[Expected]]:
     """The cells of any table of the page, by its header."""
     first, *columns = table.header
-    if first == "part":  # times
-        return [[None] * len(table.header) for _ in table.rows]
-    if columns[:3] == ["keys in", "context", "found"]:
+    if first == "part":
+        return time_cells(table)
+    if columns[:4] == ["keys in", "context", "found", "by depth"]:
         return [key_cells(table.header, row) for row in table.rows]
     if all(re.fullmatch(r"\d+ to \d+ ?k", name) for name in columns):
         return [stretch_cells(table.header, row) for row in table.rows]
@@ -242,16 +275,86 @@ def found_at_twice() -> list[float]:
     return [found["yarn"], found["ntk"]]
 
 
+def found_by_half(method: str, text: str) -> list[float]:
+    """Of a window of twice the length: keys found in its second half, in all, and in its first
+    half, which is further from the questions than the trained length; and the keys there."""
+    found = by_depth(method, 2 * LENGTH, text, 0)
+    half = len(found) // 2
+    return [found[half:].count("x"), found.count("x"), found[:half].count("x"), half]
+
+
 def yarn_is_best() -> list[float]:
     """No number; AssertionError unless YaRN's curves stand to the others as the page says."""
-    trained = {m: stretches(m, updates=UPDATES) for m in ("rope", "yarn", *FLOORS_TRAINED)}
+    floors = {*FLOORS_TRAINED, *FLOORS_ALONE}
+    trained = {m: stretches(m, updates=UPDATES) for m in ("rope", "yarn", *floors)}
     near = 10 * 1024 // STRETCH
     assert np.allclose(trained["yarn"][:near], trained["rope"][:near], atol=0.005)
     for method, curve in trained.items():
         assert np.all(trained["yarn"] <= curve + 0.005), method
-    for method in FLOORS_TRAINED:
+    for method in floors:
         assert np.all(stretches("yarn")[1:] < trained[method][1:]), method
     return []
+
+
+def higher_floors() -> list[float]:
+    """Of the floors alone after the training, lowest first, and of RoPE and YaRN, nats at 0 to 2, 6
+    to 8 and 14 to 16 k; AssertionError unless their curves stand to each other as the page says."""
+    curves = [stretches(m, updates=UPDATES) for m in FLOORS_ALONE]
+    higher = np.diff(curves, axis=0)
+    assert np.all(higher[:, : TRAINED_AT // STRETCH] < 0)
+    assert np.all(higher[:, TRAINED_AT // STRETCH :] > 0)
+    rope, yarn = (stretches(m, updates=UPDATES) for m in ("rope", "yarn"))
+    (ahead,) = np.nonzero(curves[-1] < rope)
+    assert ahead.tolist() == [14 // 2], ahead
+    places = [0, 6 // 2, 14 // 2]
+    return [float(c[k]) for k in places for c in curves] + [
+        float(c[k]) for c in (rope, yarn) for k in places
+    ]
+
+
+def higher_floors_without_training() -> list[float]:
+    """Of the floors of 8,192 and of 2,048, nats at 4 to 6 k before training, then what training
+    gains them at 6 to 8 k; AssertionError unless the first is behind from there on."""
+    high, low = (stretches(m) for m in ("clip", "clip-2048"))
+    assert np.all((high > low + 0.1)[4 // 2 :])
+    k = 6 // 2
+    gains = [
+        high[k] - stretches("clip", updates=UPDATES)[k],
+        low[k] - stretches("clip-2048", updates=UPDATES)[k],
+    ]
+    return [high[2], low[2], *gains]
+
+
+def pairs_below_floors() -> list[float]:
+    """Pairs that turn less than once in the floor's length, by floor, and all pairs."""
+    position = heads_row(LENGTH)["position"]
+    _, pairs, *_ = slow_pairs()
+    periods = 2 * np.pi * position["theta"] ** (np.arange(pairs) / pairs)
+    return [*(int((periods > floor).sum()) for floor in (2048, 4096, LENGTH)), pairs]
+
+
+def keys_of_higher_floors() -> list[float]:
+    """Keys that both write in noise; AssertionError unless they agree and it is the last."""
+    found = set()
+    for method in FLOORS_ALONE[1:]:
+        found.add(tuple(keys(method, c, updates=UPDATES)[0] for c in (STRETCH, LENGTH)))
+        fields = {"context": STRETCH, "text": "noise", "updates": UPDATES}
+        (row,) = results().of("every_key", method=method, **fields)
+        assert row["correct"][-1] == 1, row["correct"]
+    (both,) = found
+    return list(both)
+
+
+def left_for_all() -> list[float]:
+    """Units that only `run --all` measures, and their hours of two busy cores."""
+    assert not list_undone(main_units())
+    undone = list_undone(all_units())
+    return [len(undone), sum(map(core_seconds, undone)) / 7200]
+
+
+def list_undone(units: list) -> list:
+    done = [unit.key for unit in units if results().of(**unit.key)]
+    return [unit for unit in units if unit.key not in done]
 
 
 def held_out(method: str) -> list[float]:
@@ -278,6 +381,7 @@ def none_found() -> list[float]:
 
 SIX = ("yarn", "ntk", "dynamic_ntk", "llama3", "self_extend", "rerope")
 FLOORS_TRAINED = ("clip-2048", "fope-2048")
+FLOORS_ALONE = ("clip-2048", "clip-4096", "clip")
 FLAT = ("fope-official-2048", "drope")
 CLAIMS = (
     Claim("then loses {} (10 to 12 k), {} and {} nats a token (14 to 16 k) on it", worse_than_yarn),
@@ -337,12 +441,15 @@ CLAIMS = (
         "Of ten keys in 16,384 tokens of noise YaRN and Self-Extend write {}, NTK {}, RoPE "
         "and the two floors none, where RoPE writes {} at 8,192: intervals that overlap. In a"
         " book YaRN writes {} ({} to {}%) at 16,384 tokens, as many as at 2,048, and RoPE "
-        "none. The right number costs YaRN {} nats in noise, nearly the {} of RoPE at 8,192, "
+        "none; {} of the {} stand in the half of the window next to the questions, so that {} of "
+        "the {} keys beyond 8,192 tokens is found. The right number costs YaRN {} nats in noise, "
+        "nearly the {} of RoPE at 8,192, "
         "and RoPE {}, whose ten ranks are 1 to 10 once each",
         lambda: [
             *found_at_twice(),
             keys("rope", LENGTH)[0],
             *np.take(keys("yarn", 2 * LENGTH, "corpus"), [0, 2, 3]),
+            *found_by_half("yarn", "corpus"),
             keys("yarn", 2 * LENGTH)[-1],
             keys("rope", LENGTH)[-1],
             keys("rope", 2 * LENGTH)[-1],
@@ -376,17 +483,21 @@ CLAIMS = (
         "has {}",
         lambda: [last_at_length("clip-2048"), last_at_length("rope")],
     ),
+    Claim("4,096 and 8,192 take {}, {} and {} of the {} pairs)", pairs_below_floors),
     Claim(
-        "the same training ends at {} nats at 0 to 2 k, and at {} and {} where that of 2,048 has "
-        "{} and {} (6 to 8 k and 14 to 16 k)",
-        lambda: [
-            after_training("clip-4096", 0, 2),
-            *(after_training(m, k, k + 2) for m in ("clip-4096", "clip-2048") for k in (6, 14)),
-        ],
+        "the three end at {}, {} and {} nats at 0 to 2 k, at {}, {} and {} at 6 to 8 k, and at {}, "
+        "{} and {} at 14 to 16 k, where RoPE, trained the same way, has {}, {} and {}, and YaRN {},"
+        " {} and {}. So the floor of 8,192 is ahead of RoPE at 14 to 16 k alone.",
+        higher_floors,
+    ),
+    Claim(
+        "it already is behind that of 2,048 from 4 k on ({} against {} at 4 to 6 k), and the "
+        "training gains it less: {} nats against {} at 6 to 8 k",
+        higher_floors_without_training,
     ),
     Claim(
         "YaRN, trained the same way, is best everywhere**: it reads as RoPE does up to 10 k, with "
-        "the same training, and ends at {}. Untrained it is ahead of both floors from 2 k on.",
+        "the same training, and ends at {}. Untrained it is ahead of every floor from 2 k on.",
         lambda: [*yarn_is_best(), after_training("yarn", 14, 16)],
     ),
     Claim("FoPE's curve is {} to {} nats above that of the floor alone", series_after_training),
@@ -411,6 +522,13 @@ CLAIMS = (
         ],
     ),
     Claim(
+        "Higher floors find no more: each of them writes {}, the last of the window, and {}.",
+        keys_of_higher_floors,
+    ),
+    Claim(
+        "`run --all` would measure {} units more, about {} hours of two busy cores", left_for_all
+    ),
+    Claim(
         "neighbouring stretches of RoPE's curve differ by {} to {} nats within its length",
         neighbours_differ,
     ),
@@ -426,9 +544,12 @@ PAGE = Page(
             "stretches of 2,048 tokens (k is 1,024)",
             "The last 2,048 tokens of that window, with ever more of the book before them (context "
             "in tokens; at 32,768 scalings have factor 4):",
-            "a training with the floor of 8,192",
-            "with that of 4,096, which changes the model less",
-            "methods at 32,768 tokens and on news",
+            "FoPE with the floor of 8,192 after the training, the floor of 4,096 alone before it, "
+            "all methods on news and in keys (8,192 and 16,384 tokens of noise and of a book, and "
+            "12,288), and at 32,768 tokens the other nine and, after the training, the floor of "
+            "2,048 with and without the series",
+            "(the floors of 2,048, 4,096 and 8,192 take",
+            "in the 2,048 tokens of a window of the training",
             "has every 1,024.",
             "as YaRN does at 8 to 10 k",
             "Scalings have factor 2, Self-Extend groups of 4.",
@@ -443,5 +564,5 @@ PAGE = Page(
             "quantised to 4 bits",
         ]
     },
-    exempt_sections={"": "settings", "What is measured": "settings", "Time": "times"},
+    exempt_sections={"": "settings", "What is measured": "settings", "Time": "settings"},
 )

@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from experiments.pretrained.tables import Results, loss_by_position
-from experiments.pretrained.units import LABELS, LENGTH, METHODS, TRAINED_AT, TRAININGS
+from experiments.pretrained.units import LABELS, LENGTH, METHODS, TRAINED_AT, UPDATES
 from fope_jax.report.plots import legend_below, mark_length, new_figure
-from fope_jax.report.styles import method_styles
+from fope_jax.report.styles import line_styles
 
 STRETCH = 2048  # targets of one point
 TOP = 7.5  # nats; curves that break leave the picture
+READS_ON = 4.0  # nats
+NEAR = 4.3  # nats of held-out text; trainings that begin below have a panel of their own
+# In the order of the panels: the floors, the series with it, the larger changes, the controls.
+TRAINED = ("clip-2048", "clip-4096", "clip", "fope-2048", "fope", "fope-official-2048", "drope")
+TRAINED = (*TRAINED, "rope", "yarn")
+COMPARED = {"clip-2048": "2,048", "clip-4096": "4,096", "clip": "8,192"}  # labels at their ends
+COMPARED |= {"rope": "RoPE", "yarn": "YaRN"}
 
 
 def _positions(values: np.ndarray) -> np.ndarray:
@@ -28,40 +35,54 @@ def _token_axis(axes: Any) -> None:
 
 
 def loss_figure(results: Results) -> Any:
-    """Loss by position in one window, each method as it is, without training."""
-    figure, (axes,) = new_figure(8, 5)
+    """Loss by position in one window, each method as it is, without training.
+
+    The right panel has those that read on to its end, which the left one cannot tell apart.
+    """
+    figure, panels = new_figure(11, 5, 1, 2)
     rows = {
         m: results.of("loss", method=m, text="books", context=2 * LENGTH, updates=0)
         for m in METHODS
     }
-    styles = method_styles(METHODS)
+    styles = line_styles(METHODS)
     handles = {}
     for method, of_method in rows.items():
         if of_method:
             values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
-            (handles[LABELS[method]],) = axes.plot(
-                _positions(values), values, **styles[method]._asdict()
-            )
-    mark_length(axes, LENGTH)
-    _token_axis(axes)
-    axes.set_xlabel("position of the token in the window (tokens)")
-    axes.set_ylabel("loss (nats a token)")
-    axes.set_ylim(top=TOP)
+            for axes in panels if max(values) < READS_ON else panels[:1]:
+                (handles[LABELS[method]],) = axes.plot(
+                    _positions(values), values, **styles[method]._asdict()
+                )
+    for axes in panels:
+        mark_length(axes, LENGTH, xytext=(4, -10))
+        _token_axis(axes)
+        axes.set_xlabel("position of the token in the window (tokens)")
+    panels[0].set_title("all", fontsize=10)
+    panels[1].set_title(f"those that stay below {READS_ON} nats", fontsize=10)
+    panels[0].set_ylabel("loss (nats a token)")
+    panels[0].set_ylim(top=TOP)
     legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
 def training_figure(results: Results) -> Any:
-    """Loss by position before and after each short training, one panel a training."""
-    names = [m for m in TRAININGS if results.of("training", method=m)]
-    columns = min(3, max(1, len(names)))
-    rows = max(1, math.ceil(len(names) / columns))
+    """Loss by position before and after each short training; the floors after it, together."""
+    names = [m for m in TRAINED if results.of("training", method=m, updates=UPDATES)]
+    count = len(names) + 1
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
     figure, panels = new_figure(3.2 * columns, 2.8 * rows, rows, columns, sharex=True, sharey=True)
     control, stretched = (
         results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0)
         for method in ("rope", "yarn")
     )
     handles: dict[str, Any] = {}
+    for axes in panels:
+        for length in (TRAINED_AT, LENGTH):
+            axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
+        _token_axis(axes)
+        axes.set_xlabel("position in the window (tokens)")
+        axes.tick_params(axis="x", labelsize=8, labelbottom=True)
     for axes, method in zip(panels, names, strict=False):
         curves: dict[str, tuple[Any, dict[str, Any]]] = {
             "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
@@ -74,11 +95,7 @@ def training_figure(results: Results) -> Any:
                 {"color": "#D55E00", "linestyle": "--", "marker": "s"},
             ),
             "after training": (
-                [
-                    row
-                    for row in results.of("loss", method=method, context=2 * LENGTH, window=0)
-                    if row["updates"]
-                ],
+                results.of("loss", method=method, context=2 * LENGTH, window=0, updates=UPDATES),
                 {"color": "#0072B2", "linestyle": "-", "marker": "o"},
             ),
         }
@@ -86,33 +103,51 @@ def training_figure(results: Results) -> Any:
             for row in measured[:1] if label != "after training" else measured:
                 values = loss_by_position(row, STRETCH)
                 (handles[label],) = axes.plot(_positions(values), values, markersize=4, **style)
-        for length in (TRAINED_AT, LENGTH):
-            axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
-        _token_axis(axes)
         axes.set_title(LABELS[method], fontsize=10)
-        axes.set_ylim(top=TOP)
-        axes.set_xlabel("position in the window (tokens)")
-        axes.tick_params(axis="x", labelsize=8, labelbottom=True)
+    _compare_trained(panels[len(names)], results)
+    panels[0].set_ylim(top=TOP)
     for axes in panels[::columns]:
         axes.set_ylabel("loss (nats a token)")
-    for axes in panels[len(names) :]:
+    for axes in panels[count:]:
         axes.set_visible(False)
     legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
+def _compare_trained(axes: Any, results: Results) -> None:
+    """The floors alone, RoPE and YaRN after the training, each named where its curve ends."""
+    for method, label in COMPARED.items():
+        for row in results.of("loss", method=method, context=2 * LENGTH, updates=UPDATES)[:1]:
+            values = loss_by_position(row, STRETCH)
+            style = {"color": "#777777", "linestyle": "-." if method == "yarn" else ":"}
+            if label[0].isdigit():
+                style = {"color": "#0072B2", "linestyle": "-"}
+            axes.plot(_positions(values), values, **style)
+            end = (_positions(values)[-1], values[-1])
+            place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(label, end, fontsize=8, **place)
+    axes.set_title("all trained: floors alone, RoPE, YaRN", fontsize=10)
+
+
 def updates_figure(results: Results) -> Any:
-    """Loss on held-out windows of 2,048 tokens, before the first update and after each tenth."""
-    figure, (axes,) = new_figure(7, 4.2)
-    names = [m for m in TRAININGS if results.of("training", method=m, seed=0)]
-    styles = method_styles(names)
+    """Loss on held-out windows of 2,048 tokens, before the first update and after each tenth.
+
+    The right panel has those near the parent's loss, which the left one cannot tell apart.
+    """
+    figure, panels = new_figure(10, 4.2, 1, 2)
+    names = [m for m in TRAINED if results.of("training", method=m, seed=0, updates=UPDATES)]
+    styles = line_styles(names)
     handles = {}
     for method in names:
-        (row, *_) = results.of("training", method=method, seed=0)
+        (row,) = results.of("training", method=method, seed=0, updates=UPDATES)
         updates, losses = zip(*row["held_out_loss"], strict=True)
-        (handles[LABELS[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
-    axes.set_xlabel(f"updates of one window of {TRAINED_AT:,} tokens")
-    axes.set_ylabel("held-out loss (nats a token)")
+        for axes in panels if losses[0] < NEAR else panels[:1]:
+            (handles[LABELS[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
+    panels[0].set_title("all", fontsize=10)
+    panels[1].set_title(f"those that begin below {NEAR} nats", fontsize=10)
+    for axes in panels:
+        axes.set_xlabel(f"updates of one window of {TRAINED_AT:,} tokens")
+    panels[0].set_ylabel("held-out loss (nats a token)")
     legend_below(figure, list(handles.values()), list(handles))
     return figure
 

@@ -132,6 +132,7 @@ def training_table(results: Results) -> str:
                 for each in (before, after)
             ]
             label = f"{method}, seed {row['seed']}"
+            label += f", {row['updates']} updates" if row["updates"] != UPDATES else ""
             rows.append([label, *(f"{loss:.2f}" for loss in shown), *cells])
     header = ["training", "before", "half", "after", "by 2,048 before", "by 2,048 after"]
     return markdown_table(header, rows)

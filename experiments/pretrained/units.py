@@ -62,6 +62,7 @@ LABELS = {method: label for label, method in NAMES.items()}
 MAIN = ("rope", "yarn", "clip", "fope")
 WELL_KNOWN = (*MAIN, "ntk", "self_extend")
 FAR_METHODS = ("yarn", "rope")
+FLOORS_OF_WINDOWS = ("clip-2048", "fope-2048")  # of the short trainings' windows
 
 TRAINED_AT = 2048
 UPDATES = 32  # of one window each
@@ -131,9 +132,9 @@ def keys(
         yield Unit("every_key", method, text, context, **fields)
 
 
-def training(method: str, seed: int) -> Iterator[Unit]:
+def training(method: str, seed: int, updates: int = UPDATES) -> Iterator[Unit]:
     """A short training, and what the model has become."""
-    after = {"updates": UPDATES, "seed": seed}
+    after = {"updates": updates, "seed": seed}
     yield Unit("training", method, "books", TRAINED_AT, **after)
     yield from losses((2 * LENGTH, TRAINED_AT, LENGTH), [method], **after)
     yield from keys((TRAINED_AT,), ("noise", "corpus"), [method], **after)
@@ -172,8 +173,11 @@ def main_units() -> list[Unit]:
     )
 
 
-def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
-    """``main_units``, then the rest of what can be asked, in more windows and with more seeds."""
+def all_units(windows: int = 1, seeds: int = 1, updates: Iterable[int] = ()) -> list[Unit]:
+    """``main_units``, then the rest of what can be asked, in more windows and with more seeds.
+
+    ``updates`` are further budgets: each training is done anew with each of them.
+    """
     one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
     rounds: list[Iterable[Unit]] = [
         main_units(),
@@ -183,7 +187,10 @@ def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
         *(before_training(method) for method in TRAININGS),
         keys([more], ["noise", "corpus"], METHODS),
         losses([LONGEST], METHODS),
+        losses([LONGEST], FLOORS_OF_WINDOWS, updates=UPDATES),
     ]
+    for count in updates:
+        rounds.extend(training(m, seed, count) for seed in range(seeds) for m in TRAININGS)
     for window in range(1, windows):
         rounds.append(losses([two, one], METHODS, window=window))
         rounds.append(keys([two, one], ["noise", "corpus"], METHODS, window=window))

@@ -79,9 +79,10 @@ def child_experiment(
     old, keeps_optimizer = parent.train, optimizer == "keep"
     tokens = old.batch_size * old.length
     if is_imported:
-        for key in ("train.batch_size", "train.steps"):
-            if key not in stated:
-                raise ConfigError(f"imported weights have no {key}; give --config.{key}")
+        missing = [key for key in ("train.batch_size", "train.steps") if key not in stated]
+        if missing:
+            options = " and ".join(f"--config.{key}" for key in missing)
+            raise ConfigError(f"imported weights have no {' and '.join(missing)}; give {options}")
         if keeps_optimizer:
             raise ConfigError("imported weights have no optimizer to keep; take reset")
         text, key = texts.get("train.batch_size"), "train.batch_size"

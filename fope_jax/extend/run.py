@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache_reader import TokenCache
-from fope_jax.data.manifest import CacheError, MissingCacheError
+from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
@@ -246,12 +246,13 @@ def _open_cache(data: RunData, child: Experiment, workdir: Path, parent: Parent)
     try:
         return data.open("train")
     except MissingCacheError as error:
-        if not parent.source.startswith(PREFIX):
-            path = as_path(parent.source) / CONFIG
-            raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
-        if is_main_process():  # for imported weights there may be no other configuration file
-            open_workdir(workdir, child)
-        raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
+        path, values = as_path(parent.source) / CONFIG, ", with the same --config.data values"
+        if parent.source.startswith(PREFIX):  # there may be no other configuration file
+            path, values = workdir / CONFIG, ""
+            if is_main_process():
+                open_workdir(workdir, child)
+        text = str(error).replace(BUILD, f"fope data build --config {path}")
+        raise CacheError(f"{text}{values}") from error
 
 
 def _check_data(

@@ -16,6 +16,9 @@ def test_every_unit_is_listed_once_and_after_the_training_it_needs():
         if unit.updates and unit.kind != "training":
             trained = model_of(unit)
             assert any(u.kind == "training" and model_of(u) == trained for u in listed[:index])
+    longer = [unit for unit in all_units(updates=(64,)) if unit not in all_units()]
+    assert {unit.updates for unit in longer} == {64}
+    assert {unit.method for unit in longer} == units.TRAININGS.keys()
     # What one window gives comes first, and stays what it is where more are asked for.
     first = [unit for unit in listed if unit.window == 0 and unit.seed == 0]
     assert first == all_units()
@@ -30,6 +33,8 @@ def test_every_unit_is_listed_once_and_after_the_training_it_needs():
         (["run", "--windows", "0"], "--windows: invalid choice: 0"),
         (["list", "--windows", "7"], "--windows: invalid choice: 7"),
         (["list", "--seeds", "2"], "give --all"),
+        (["list", "--updates", "64"], "give --all"),
+        (["list", "--all", "--updates", "0"], "--updates: '0': a training warms up for 4 updates"),
         (["run", "--run", "nowhere"], "--run nowhere is no run"),
     ],
 )
@@ -133,7 +138,8 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     # The tables and figures of these rows.
     for module, name, value in (
         *((tables, "LENGTH", 800), (tables, "SAME", 400), (tables, "CONTEXTS", (600, 800, 1600))),
-        *((figures, "LENGTH", 800), (figures, "STRETCH", 400), (tables, "UPDATES", 10)),
+        *((figures, "LENGTH", 800), (figures, "STRETCH", 400), (figures, "UPDATES", 10)),
+        (tables, "UPDATES", 10),
     ):
         monkeypatch.setattr(module, name, value)
     read = tables.Results(results)
@@ -145,8 +151,13 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     # Of heads there is one context alone, and the control of the trainings is RoPE at twice it.
     read.rows += [row | {"context": 800} for row in read.of("heads")]
     written = figures.write_figures(read, tmp_path / "figures")
-    assert {path.stem for path in written} == {"loss", "training", "sizes", "heads"}
+    assert {path.stem for path in written} == {"loss", "training", "updates", "sizes", "heads"}
     assert all(path.stat().st_size > 5_000 for path in written)
+
+
+def test_the_figures_of_the_trainings_have_a_place_for_each():
+    assert sorted(figures.TRAINED) == sorted(units.TRAININGS)
+    assert figures.COMPARED.keys() < set(figures.TRAINED)
 
 
 def test_the_interval_of_answers_that_share_windows_is_wider():

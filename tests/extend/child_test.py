@@ -146,6 +146,9 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
     assert (child.train.batch_size, child.train.warmup_steps, child.train.data_start) == (3, 5, 0)
     with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --conf"):
         go_on("train.steps=50")
+    both = "no train.batch_size and train.steps; give --config.train.batch_size and --config.train."
+    with pytest.raises(ConfigError, match=both):
+        go_on()
     with pytest.raises(ConfigError, match="have no optimizer to keep; take reset"):
         go_on("train.batch_size=3", "train.steps=50", optimizer="keep")
     other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=bytes")

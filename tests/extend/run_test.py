@@ -190,6 +190,16 @@ def test_data_of_another_tokenizer_is_refused(rope, runs, tmp_path, capsys):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_cache_that_is_missing_is_built_from_the_parents_configuration(rope, tmp_path, capsys):
+    elsewhere = f"--config.data.cache_dir={tmp_path / 'none'}"
+    for changes in ([elsewhere], [elsewhere, "--config.data.max_tokens=100"]):
+        assert main([*arguments(rope, tmp_path / "a"), *changes]) == 2
+        told = capsys.readouterr().err
+        assert f"fope data build --config {rope}/config.json" in told
+        assert told.count("config.json") == 1 and "CONFIG" not in told
+    assert not (tmp_path / "a").exists()
+
+
 # ---------------------------------------------------------------------------- DroPE
 
 

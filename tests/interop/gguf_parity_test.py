@@ -87,14 +87,17 @@ def test_logits_of_2048_tokens(run, theirs, books):
     def tables(x, position_ids):
         phases = position_ids[..., None].double() * exact
         phases = torch.cat([phases, phases], -1)
-        return phases.cos(), phases.sin()
+        return phases.cos().to(x.dtype), phases.sin().to(x.dtype)
 
-    theirs.double()
     rotary.forward = tables
+    single_with_exact_phases = their_logits(theirs, ids)
+    theirs.double()
     double = their_logits(theirs, ids)
     assert double.dtype == np.float64 and np.abs(double).max() > 40
     assert np.abs(ours - double).max() < 5e-4
     assert np.abs(ours - single).max() < 1e-3
+    assert np.abs(single - double).max() > 5e-4 > np.abs(ours - single_with_exact_phases).max()
+    assert np.abs(single_with_exact_phases - double).max() < 1.5e-4
     assert np.abs(ours - double).mean() < np.abs(single - double).mean()
     assert (ours.argmax(-1) == double.argmax(-1)).all()
 

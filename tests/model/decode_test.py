@@ -100,6 +100,15 @@ def test_cached_keys_give_the_uncached_forward_pass(label):
     np.testing.assert_allclose(cached, whole, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cache_of_bfloat16_gives_the_uncached_forward_pass():
+    cached, whole = both_ways(new_model(FoPE(8), dtype="bfloat16"), batch())
+    assert cached.dtype == whole.dtype == jnp.bfloat16
+    exact = both_ways(new_model(FoPE(8)), batch())[1]
+    rounding = np.abs(np.asarray(whole, np.float32) - exact).mean()
+    difference = np.abs(np.asarray(cached, np.float32) - np.asarray(whole, np.float32)).mean()
+    assert difference < 2 * rounding < 0.1
+
+
 def test_every_method_is_tested():
     used = {type(method) for method in METHOD_EXAMPLES.values()}
     assert used >= set(METHODS.values())

@@ -37,6 +37,9 @@ from fope_jax.model.transformer import (
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
+# From so many tokens on, a second copy of the weights saves more time than it takes to make.
+UNSTACKED_FROM = 64
+
 
 class LayerCache(NamedTuple):
     """What one layer of a period keeps; the token of index t is in slot ``t mod W``.
@@ -45,7 +48,7 @@ class LayerCache(NamedTuple):
     copied into that order for every token.
 
     Attributes:
-      keys: ``[L / P, B, K, W, E]``, or N heads if the method makes so many.
+      keys: ``[L / P, B, K, W, E]``, or N heads if the method makes so many; see ``_to_stored``.
       values: ``[L / P, B, K, W, H]``.
       sums: ``[L / P, B, N, W, 2]`` running sums of the method's bias; None if it has none.
     """
@@ -101,8 +104,8 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
         has_sums = has_hook(layer.method, "running_bias")
         layers.append(
             LayerCache(
-                jnp.zeros((*sizes, heads, slots, width), config.dtype),
-                jnp.zeros((*sizes, kv_heads, slots, head_dim), config.dtype),
+                _to_stored(jnp.zeros((*sizes, heads, slots, width), config.dtype)),
+                _to_stored(jnp.zeros((*sizes, kv_heads, slots, head_dim), config.dtype)),
                 jnp.zeros((*sizes, shape.num_heads, slots, 2), jnp.float32) if has_sums else None,
             )
         )
@@ -123,12 +126,14 @@ def forward_cached(
     segments: Array,
     *,
     keep: bool = True,
+    periods: list[Any] | None = None,
 ) -> tuple[Array, KVCache]:
     """Reads the next T tokens of each row; ``tokens``, ``positions``, ``segments`` ``[B, T]``.
 
     Shorter rows begin with padding, segment 0. Returns the activations ``[B, T, D]`` after the
     final norm and the cache with these tokens; without ``keep`` the cache as it was, which ``vmap``
-    over several continuations then does not copy for each. ValueError if the cache is full or was
+    over several continuations then does not copy for each. ``periods`` are the model's arrays from
+    ``unstack_periods``, None is a scan over stacked ones. ValueError if the cache is full or was
     made for other windows; if ``filled`` is traced, as inside ``jit``, tokens that do not fit and
     all later ones give NaN instead.
     """
@@ -175,7 +180,7 @@ def forward_cached(
             sums = add_sums(jnp.broadcast_to(last, sums.shape), sums)
         follows_length = layer.method.limits.follows_length
         new = LayerCache(k if follows_length else rotated_k, v, sums)
-        new = jax.tree.map(lambda x: x.swapaxes(1, 2), new)
+        new = jax.tree.map(lambda x: _to_stored(x.swapaxes(1, 2)), new)
         in_turn = keep and _is_in_turn(cache, stored.keys.shape[2], length)
         if keep:
             stack = jax.tree.map(lambda x, y: _write(x, y, number, start, in_turn), stack, new)
@@ -183,7 +188,7 @@ def forward_cached(
             seen = jax.tree.map(lambda x: _layer(x, number), stack)
         else:
             seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), stored, new)
-        seen = jax.tree.map(lambda x: x.swapaxes(1, 2), seen)
+        seen = jax.tree.map(lambda x: _from_stored(x).swapaxes(1, 2), seen)
         keys = seen.keys
         if follows_length:
             queries = jnp.zeros((*keys.shape[:2], *q.shape[2:]), q.dtype)
@@ -221,13 +226,37 @@ def forward_cached(
         return (x, tuple(written)), None
 
     # The cache is carried, not scanned: a scan would copy all of it for each new token.
-    numbers = jnp.arange(config.num_layers // len(pattern), dtype=jnp.int32)
-    start_of_scan = (model.embed(tokens, positions), cache.layers)
-    (x, layers), _ = jax.lax.scan(run_period, start_of_scan, (numbers, model.period_arrays()))
+    carry = model.embed(tokens, positions), cache.layers
+    if periods is None:
+        numbers = jnp.arange(config.num_layers // len(pattern), dtype=jnp.int32)
+        carry, _ = jax.lax.scan(run_period, carry, (numbers, model.period_arrays()))
+    else:
+        for number, arrays in enumerate(periods):
+            carry, _ = run_period(carry, (jnp.int32(number), arrays))
+    x, layers = carry
     hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
     # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
     return hidden, cache._replace(layers=layers, filled=filled) if keep else before
+
+
+def unstack_periods(model: Transformer) -> list[Any]:
+    """What ``period_arrays`` stacks, in arrays of each period.
+
+    Out of a stack XLA on CPU copies the weights of a layer before it multiplies by them, for every
+    token. Here all are copied once, into as much memory again; the program holds every layer and
+    takes longer to compile.
+    """
+    arrays = model.period_arrays()
+    count = model.config.num_layers // len(model.pattern)
+    periods = [jax.tree.map(lambda x, i=index: x[i], arrays) for index in range(count)]
+    return jax.lax.optimization_barrier(periods)  # XLA would move the slices into a loop
+
+
+def _periods_for(model: Transformer, count: int) -> list[Any] | None:
+    """``unstack_periods`` where it makes a loop over ``count`` tokens faster, else None."""
+    is_worth_it = count >= UNSTACKED_FROM and jax.default_backend() == "cpu"
+    return unstack_periods(model) if is_worth_it else None
 
 
 def _tables_of_row(model: Transformer, index: int, farthest: Array, positions: Array) -> Any:
@@ -264,6 +293,16 @@ def _slot_index(cache: KVCache, slots: int, filled: Array) -> TokenIndex:
         jnp.take(x, token, axis=1, mode="clip") for x in (cache.positions, cache.segments)
     )
     return TokenIndex(positions, jnp.where(is_used, segments, 0))
+
+
+def _to_stored(x: Array) -> Array:
+    """Bfloat16 is stored as its bits: XLA on CPU makes float32 of all of an array, and bfloat16
+    again, to write a few bfloat16 numbers into it."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_stored(x: Array) -> Array:
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def _slot(stored: Array, token: Array) -> Array:
@@ -347,11 +386,12 @@ def greedy_decode(
 
     def step(carry: tuple[Array, KVCache, Array], _: None):
         token, cache, position = carry
-        hidden, cache = forward_cached(model, cache, token, position, jnp.ones_like(position))
+        segments = jnp.ones_like(position)
+        hidden, cache = forward_cached(model, cache, token, position, segments, periods=periods)
         token = choose(hidden)
         return (token, cache, position + 1), token[:, 0]
 
-    first = choose(hidden, not_first)
+    first, periods = choose(hidden, not_first), _periods_for(model, count)
     _, others = jax.lax.scan(step, (first, cache, position), length=count - 1)
     return jnp.concatenate([first, others.T], axis=1)
 
@@ -403,12 +443,13 @@ def sample_decode(
     def step(carry: Any) -> Any:
         index, token, is_done, cache, position, written = carry
         is_done |= token[:, 0] == stop
-        hidden, cache = forward_cached(model, cache, token, position, jnp.ones_like(position))
+        segments = jnp.ones_like(position)
+        hidden, cache = forward_cached(model, cache, token, position, segments, periods=periods)
         token = choose(hidden, index)
         written = jax.lax.dynamic_update_slice_in_dim(written, token, index, axis=1)
         return index + 1, token, is_done, cache, position + 1, written
 
-    first = choose(hidden, 0)
+    first, periods = choose(hidden, 0), _periods_for(model, size)
     written = jnp.zeros((len(first), size), jnp.int32).at[:, :1].set(first)
     is_done = jnp.zeros(len(first), bool)
     cache = cache._replace(filled=jnp.asarray(cache.filled))

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.gallery.examples import examples
+from fope_jax.model import decode
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill, sample_decode
 from fope_jax.model.transformer import Transformer, merge, split
@@ -97,6 +98,15 @@ def test_cached_keys_give_the_uncached_forward_pass(label):
     cached, whole = both_ways(new_model(METHOD_EXAMPLES[label]), batch())
     assert float(jnp.std(whole)) > 0.5
     np.testing.assert_allclose(cached, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_of_bfloat16_gives_the_uncached_forward_pass():
+    cached, whole = both_ways(new_model(FoPE(8), dtype="bfloat16"), batch())
+    assert cached.dtype == whole.dtype == jnp.bfloat16
+    exact = both_ways(new_model(FoPE(8)), batch())[1]
+    rounding = np.abs(np.asarray(whole, np.float32) - exact).mean()
+    difference = np.abs(np.asarray(cached, np.float32) - np.asarray(whole, np.float32)).mean()
+    assert difference < 2 * rounding < 0.1
 
 
 def test_every_method_is_tested():
@@ -205,6 +215,28 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     allowed[:, excluded] = -np.inf
     other = write_another(prompts, np.asarray(segments)[:, :11])
     np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(
+    "position",
+    [FoPE(8), pytest.param(METHOD_EXAMPLES["by_layer-mixed"], marks=pytest.mark.slow)],
+    ids=["fope", "by_layer"],
+)
+def test_long_continuations_read_layers_from_arrays_of_their_own(position, monkeypatch):
+    """They are those of a scan over stacked layers."""
+    model, tokens = new_model(position, num_layers=4), batch(2, 11)
+    fields = {"count": 5, "temperature": 1.0, "key": jax.random.key(3), "stop": None}
+
+    def write(tokens):
+        read = prefill(model, tokens, jnp.ones_like(tokens), room=5)
+        return greedy_decode(model, *read, 5), sample_decode(model, *read, 5, **fields)
+
+    stacked = jax.jit(write)(tokens)
+    monkeypatch.setattr(decode, "UNSTACKED_FROM", 5)
+    apart = jax.jit(lambda tokens: write(tokens))
+    assert "optimization_barrier" in apart.lower(tokens).as_text()
+    for one, other in zip(apart(tokens), stacked, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.slow
@@ -319,10 +351,15 @@ def test_greedy_writes_no_token_where_the_logits_are_not_finite():
     assert (np.asarray(written)[1:] == -1).all() and (np.asarray(written)[0] >= 0).all()
 
 
-@pytest.mark.parametrize("position", [RoPE(), SlidingWindow(RoPE(), 3000)], ids=["all", "window"])
-def test_new_tokens_are_written_into_the_cache_and_copy_no_more_of_it(position):
-    """The loop holds the cache once; a scan over its layers would write a second one a token."""
-    model, size = new_model(position, num_layers=8), 4096
+@pytest.mark.parametrize(
+    ("position", "dtype"),
+    [(RoPE(), "float32"), (SlidingWindow(RoPE(), 3000), "float32"), (RoPE(), "bfloat16")],
+    ids=["all", "window", "bfloat16"],
+)
+def test_new_tokens_are_written_into_the_cache_and_copy_no_more_of_it(position, dtype):
+    """The loop holds the cache once; a scan over its layers would write a second one a token, and
+    to write bfloat16 numbers XLA on CPU would widen all of it."""
+    model, size = new_model(position, num_layers=8, dtype=dtype), 4096
     cache = jax.eval_shape(lambda: init_cache(model, 1, size))
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache.layers))
     graphdef, *arrays = split(model)
@@ -330,10 +367,14 @@ def test_new_tokens_are_written_into_the_cache_and_copy_no_more_of_it(position):
     def write(arrays, hidden, cache, position):
         return greedy_decode(merge(graphdef, *arrays), hidden, cache, position, 9)
 
-    hidden = jax.ShapeDtypeStruct((1, 1, 24), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((1, 1, 24), dtype)
     place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     cache = cache._replace(filled=jax.ShapeDtypeStruct((), jnp.int32))
     compiled = jax.jit(write).lower(arrays, hidden, cache, place).compile()
     one_layer = held / 8
-    # The carried copy, and what attention to one layer takes: its keys and values in its order.
-    assert held <= compiled.memory_analysis().temp_size_in_bytes < held + 3 * one_layer
+    # The carried copy, and what attention to one layer takes: its keys and values in its order,
+    # in bfloat16 also widened.
+    layers = 3 if dtype == "float32" else 9
+    assert held <= compiled.memory_analysis().temp_size_in_bytes < held + layers * one_layer
+    stack = ",".join(map(str, cache.layers[0].keys.shape))
+    assert (f"f32[{stack}]" in compiled.as_text()) == (dtype == "float32")

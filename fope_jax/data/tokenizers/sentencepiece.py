@@ -73,7 +73,10 @@ class SentencePieceTokenizer(Tokenizer):
             for text in texts
         ]
         flat = [piece for of_text in pieces for piece in of_text]
-        encoded = iter(self.processor.encode(flat, num_threads=self.num_threads))
+        if len(flat) == 1:  # to start threads takes longer than to encode a sentence
+            encoded = iter([self.processor.encode(flat[0])])
+        else:
+            encoded = iter(self.processor.encode(flat, num_threads=self.num_threads))
         return [
             _join(
                 self._mark_ids if piece == SPACE_MARK else ids

@@ -121,6 +121,7 @@ def perplexity_chart(comparison: Comparison, relative: bool = False) -> Chart:
     """Perplexity by context; ``relative``: over that of the same seed at the training length."""
     check_comparable(comparison)
     spreads = comparison.spreads(Sums.perplexity, relative=relative)
+    spreads = {label: values for label, values in spreads.items() if values}
     bands = useful_bands(comparison.intervals(Sums.perplexity, relative=relative))
     losses = comparison.spreads(Sums.loss)
     curves = {label: _curve(values, bands.get(label)) for label, values in spreads.items()}

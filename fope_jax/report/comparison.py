@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import zlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fope_jax.report.bootstrap import LEAST_DOCUMENTS, Interval, intervals
+from fope_jax.report.results import DOCUMENTS_KEPT
 from fope_jax.report.rows import ReportError, Row, Run, flatten
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
 
@@ -26,6 +28,7 @@ ORDER = (
     "from-start",
 )
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
+PLACED_BY_LONGEST = ("same-tokens",)  # whose longest context says which tokens are scored
 BASELINE = "rope"  # what the others are compared with, if it is there
 TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that names the task
 
@@ -195,8 +198,11 @@ class Comparison:
 
     @property
     def sums_by_context(self) -> dict[int, Sums]:
-        """The sums of one seed at each context."""
-        return {c: add_up(rows) for c, rows in group(self.first_rows, context_of).items()}
+        """The sums of one seed at each context; not every label was read at each."""
+        found: dict[int, Sums] = {}
+        for rows in (rows for seeds in self.curves.values() for rows in seeds):
+            found = {c: add_up(pool) for c, pool in group(rows, context_of).items()} | found
+        return dict(sorted(found.items()))
 
     def labelled_rows(self) -> list[tuple[str, Row]]:
         """Every row with its label, sorted by context within a seed."""
@@ -271,9 +277,10 @@ def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndar
 def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """What the rows of comparable runs share.
 
-    Perplexities share protocol, split, tokens and bytes; for ``SCORED_DIFFERS``, at each context.
-    Losses by position also share the windows. Retrieval shares template or task, trials and answer
-    tokens. All share the BOS token, or have none.
+    Perplexities share protocol, split, documents, tokens and bytes; for ``SCORED_DIFFERS``, at each
+    context. Equal counts are not enough: a tokenizer of bytes gives them for any windows. Losses by
+    position also share the windows. Retrieval shares template or task, trials and answer tokens.
+    All share the BOS token, or have none.
 
     Raises:
       ReportError: the rows mix protocols, splits, templates or BOS tokens, or contexts that should
@@ -300,8 +307,19 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
             f"{kind} rows of {first['variant']!r} (seed {first['seed']}, step {first['step']}) "
             f"were not scored on the same tokens at every context (tokens by context: {counts})"
         )
-    longest = first["context"] if kind == "position" else first["scored_per_window"]
-    return (first["protocol"], first[name], longest, *sizes.pop(), bos)
+    window = first["context"] if kind == "position" else first["scored_per_window"]
+    longest = max(scored) if first["protocol"] in PLACED_BY_LONGEST else 0
+    documents = _documents_digest(rows)
+    return (first["protocol"], first[name], window, *sizes.pop(), bos, longest, documents)
+
+
+def _documents_digest(rows: Sequence[Row]) -> int:
+    """Of the names of few documents; results files have no names of many.
+
+    A file counts by its last name, since it may lie in another directory.
+    """
+    names = {str(row["document"]).rpartition("/")[2] for row in rows if row.get("document")}
+    return zlib.crc32("\n".join(sorted(names)).encode()) if len(names) <= DOCUMENTS_KEPT else 0
 
 
 def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:

@@ -320,8 +320,16 @@ def _what_is_shown(topics: Sequence[Topic]) -> str:
         parts.append("tasks: right answers" + (" [95% of the trials]" if seeds[0] == 1 else ""))
     if not all(topic.is_task for topic in topics):
         parts.append("perplexity: at L, then its ratio to that")
+    if apart := [topic.name for topic in topics if _has_other_tokens(topic)]:
+        parts.append(f"{_listed(apart)}: not all on the same tokens, only the ratios compare")
     deviation = ", mean ± deviation" if seeds[-1] > 1 else ""
     return "; ".join([*parts, f"seeds: {_listed(map(str, seeds))}{deviation}"])
+
+
+def _has_other_tokens(topic: Topic) -> bool:
+    """Whether perplexities of one training length were scored on different tokens."""
+    scored = {(curve.length, curve.scored) for curve in topic.curves}
+    return not topic.is_task and len({length for length, _ in scored}) < len(scored)
 
 
 def _notes_of_marks(bases: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:

@@ -13,8 +13,10 @@ from fope_jax.report.comparison import (
     run_labels,
     scored_key,
 )
+from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_rows, read_run, read_runs
 from fope_jax.report.sums import Sums, add_up, group, spread
+from fope_jax.report.verdict import verdict
 
 # ---------------------------------------------------------------------------- reading
 
@@ -239,6 +241,41 @@ def test_windows_with_a_bos_token_are_compared_with_their_like_alone(synthetic, 
     mixed = Comparison(kind, one.name, one.curves | other.curves, {})
     with pytest.raises(ReportError, match="'rope' and 'nope' were scored on different things"):
         check_comparable(mixed)
+
+
+def to_512(rows):
+    return [row for row in rows if row.get("context", 0) <= 512]
+
+
+def in_other_book(rows):
+    return [row | {"document": "Ulysses"} if row.get("document") == "Emma" else row for row in rows]
+
+
+@pytest.mark.parametrize("change", [to_512, in_other_book])
+def test_as_many_other_tokens_are_not_the_same_tokens(synthetic, make_run, change):
+    """A tokenizer of bytes gives equal counts wherever windows lie."""
+    other = make_run("alibi", rows=change(synthetic.rows_of("alibi", 0)))
+    runs = read_runs([make_run("rope"), other])
+    found = comparisons(runs, "perplexity")
+    assert sorted(tuple(one.curves) for one in found) == [("alibi",), ("rope",)]
+    note = verdict(runs).table.note
+    assert "perplexity: not all on the same tokens, only the ratios compare" in note
+
+
+def test_a_file_may_lie_in_another_directory(synthetic, make_run):
+    rows = synthetic.rows_of("alibi", 0)
+    moved = [row | {"document": f"../{row.get('document')}"} for row in rows]
+    runs = read_runs([make_run("rope"), make_run("alibi", rows=moved)])
+    (comparison,) = comparisons(runs, "perplexity")
+    assert comparison.curves.keys() == {"rope", "alibi"}
+
+
+def test_a_run_may_lack_the_shortest_context(synthetic, make_run, tmp_path, undrawn):
+    rows = [row for row in synthetic.rows_of("alibi", 0) if row.get("context", 256) >= 256]
+    runs = [make_run("alibi", rows=rows), make_run("rope")]
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    assert list(comparison.sums_by_context) == comparison.contexts
+    assert write_report(runs, tmp_path / "page").is_file()
 
 
 def test_rows_of_one_run_with_and_without_bos_are_refused(synthetic, make_run):

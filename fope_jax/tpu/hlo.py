@@ -262,8 +262,10 @@ def _count_slices(text: str) -> int:
         ranges = (part.split(":") for part in product[1].split(","))
         return sum(int(found[-1]) - int(found[0]) + 1 for found in ranges)
     # Slices 1 and 2, and apart from them 3 and 4, one device of each: {{100000,200000},{300000,...
-    if groups := re.search(r"_xla_megascale_target=\{\{([\d,]+)\}", text):
-        return len({int(device) // _IDS_OF_A_SLICE for device in groups[1].split(",")})
+    # From slice 1 to 2, and back: {{100000->200004},{200000->100004}}.
+    if groups := re.search(r"_xla_megascale_target=\{\{([\d,>-]+)\}", text):
+        devices = re.findall(r"\d+", groups[1])
+        return len({int(device) // _IDS_OF_A_SLICE for device in devices})
     return 0
 
 

@@ -158,6 +158,7 @@ def plan(
             "batch": train.batch_size,
             "accumulate": train.accumulate,
             "remat": model.remat,
+            "scan_layers": model.scan_layers,
             "dtype": model.dtype,
             "versions": versions,
             **answer,

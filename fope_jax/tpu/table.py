@@ -15,26 +15,20 @@ HEADINGS = [
     "size",
     "method",
     "T",
-    "rows",
     "mesh",
-    "attention",
-    "memory GB",
-    "TFLOP",
-    "of the model",
+    "program",
+    "GB",
+    "TFLOP (model)",
     "HBM GB",
-    "network GB",
-    "compute ms",
-    "HBM ms",
-    "network ms",
-    "bound",
-    "MFU at most",
-    "compiled s",
+    "compute, HBM, net ms",
+    "MFU",
 ]
 NOTE = (
-    "Per device and step. Memory: what the program needs of a device. TFLOP: products of the "
-    "program; of the model: the share that the model asks for, the rest is computed again or for "
-    "keys that are masked. Milliseconds: at the chip's peak; the longest bounds the step from "
-    "below, and so the model-flops utilisation (MFU) from above. DCN: the network between slices."
+    "Per device and step. Program: the attention, layers in a scan or a row, number of compiler "
+    "options. GB: memory that it needs. TFLOP: its products; in brackets the share that the model "
+    "asks for, the rest is computed again or for keys that are masked. HBM GB: read and written. "
+    "Milliseconds at the chip's peak; the longest bounds the step from below, and so the model-flops "
+    "utilisation (MFU) from above. DCN: the network between slices."
 )
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"
@@ -47,24 +41,22 @@ _STYLE = (
 def format_row(row: Row) -> list[str]:
     """The cells of one row under ``HEADINGS``; fewer if it failed or does not fit."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items() if size > 1)
-    cells = [row["topology"], row["size"], row["method"], f"{row['length']:,}", f"{row['batch']:,}"]
-    cells += [mesh or "1", row.get("attention", "")]
+    cells = [row["topology"], row["size"], row["method"], f"{row['length']:,}", mesh or "1"]
     if "error" in row:
         return [*cells, f"not possible: {row['error']}"]
-    flops = [f"{row['flops'] / 1e12:.2f}", f"{row['model_flops'] / row['flops']:.0%}"]
+    options = row.get("compiler_options", ())
+    cells.append(f"{row['attention']} {_layers(row)} +{len(options)}")
+    flops = f"{row['flops'] / 1e12:.2f} ({row['model_flops'] / row['flops']:.0%})"
     if not row["fits"]:
         needed, over = row["needed_bytes"] / 1e9, (row["needed_bytes"] - row["limit_bytes"]) / 1e9
         text = f"{needed:.1f}: DOES NOT FIT, {over:.1f} too much. {row.get('advice', '')}"
-        return [*cells, text.strip(), *flops]
-    cells += [f"{row['needed_bytes'] / 1e9:.2f}", *flops, f"{row['hbm_bytes'] / 1e9:.1f}"]
+        return [*cells, text.strip(), flops]
     seconds = row["seconds"]
-    network = [f"{sum(row['collective_bytes'].values()) / 1e9:.2f}", f"{1e3 * seconds['ici']:.1f}"]
+    times = ", ".join(f"{1e3 * seconds[name]:.1f}" for name in ("compute", "hbm", "ici"))
     if "dcn_bytes" in row:
-        network[0] += f", DCN {row['dcn_bytes'] / 1e9:.3f}"
-        network[1] += f", DCN {1e3 * seconds['dcn']:.1f}" if "dcn" in seconds else ", DCN unknown"
-    cells += [network[0], *(f"{1e3 * seconds[name]:.1f}" for name in ("compute", "hbm"))]
-    cells += [network[1]]
-    return [*cells, row["bound"], f"{row['mfu_bound']:.0%}", f"{row['compile_seconds']:.0f}"]
+        times += f", DCN {1e3 * seconds['dcn']:.1f}" if "dcn" in seconds else ", DCN unknown"
+    cells += [f"{row['needed_bytes'] / 1e9:.2f}", flops, f"{row['hbm_bytes'] / 1e9:.1f}", times]
+    return [*cells, f"{row['mfu_bound']:.0%}"]
 
 
 def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
@@ -81,14 +73,15 @@ def compare_options(rows: Sequence[Row]) -> list[str]:
     """Lines with what compiler options change, where a case was compiled without them as well."""
     fitting = _fitting(rows)
     return [
-        f"{_case(row)}: {', '.join(options)} {_difference(row, fitting[*case, ()])}"
+        f"{_case(row)} {row['method']}, {_layers(row)}: {', '.join(options)} "
+        f"{_difference(row, fitting[*case, ()])}"
         for (*case, options), row in fitting.items()
         if options and (*case, ()) in fitting
     ]
 
 
 def _fitting(rows: Sequence[Row]) -> dict[tuple, Row]:
-    keys = ("topology", "size", "length", "method")
+    keys = ("topology", "size", "length", "scan_layers", "method")
     return {
         (*(row[key] for key in keys), tuple(row["compiler_options"])): row
         for row in rows
@@ -98,6 +91,10 @@ def _fitting(rows: Sequence[Row]) -> dict[tuple, Row]:
 
 def _case(row: Row) -> str:
     return f"{row['topology']} {row['size']} T = {row['length']:,}"
+
+
+def _layers(row: Row) -> str:
+    return "scan" if row["scan_layers"] else "row"
 
 
 def _difference(row: Row, other: Row) -> str:

@@ -163,6 +163,7 @@ _xla_megascale_transfer_type="{kind}"}}
         ("ALL_GATHER", "{{100000,200000,300000},{400000,500000,600000}}", 2),
         ("ALL_TO_ALL", '"{1,2,3}x{0:15}"', 2 / 3),
         ("ONE_TO_ONE", '"{1,2}x{0:15}"', 1),
+        ("ONE_TO_ONE", "{{100000->200004},{200000->100004}}", 1),
     ],
 )
 def test_transfers_between_slices_are_apart(kind, target, sent):

@@ -86,6 +86,7 @@ ROW = {
     "mesh": {"data": 1, "fsdp": 16, "context": 1, "tensor": 1},
     "flops": 2.2e12,
     "model_flops": 2.0e12,
+    "scan_layers": False,
     "fits": True,
     "compiler_options": ["xla_a=false"],
     "needed_bytes": 13_000_000_000,
@@ -143,7 +144,10 @@ def test_a_plan_says_what_compiler_options_change(experiment):
     rows[0] |= {"hbm_bytes": 3e9}
     rows[2] |= {"hbm_bytes": 3.3e9}
     text = table.to_markdown(rows)
-    assert "60m T = 512: xla_a=false +0.00% flops, -25.00% bytes of HBM, +0.00% memory" in text
+    assert (
+        "60m T = 512 rope, row: xla_a=false +0.00% flops, -25.00% bytes of HBM, +0.00% memory"
+        in text
+    )
     assert "60m T = 512: fope beside rope +0.00% flops, +10.00% bytes of HBM, +0.00% memory" in text
     assert "Compiler options: none; or xla_a=false." in text
 
@@ -171,8 +175,8 @@ def test_what_goes_between_slices_stands_apart():
     names = {"topology": "2xv5e:4x4", "size": "60m", "method": "rope", "length": 512, "batch": 64}
     row = names | ROW | {"dcn_bytes": 2.5e7, "versions": {"jax": "1"}}
     known = row | {"seconds": ROW["seconds"] | {"dcn": 0.008}}
-    assert "| 1.50, DCN 0.025 | 11.0 | 5.0 | 7.5, DCN 8.0 |" in table.to_markdown([known])
-    assert "| 7.5, DCN unknown |" in table.to_markdown([row])
+    assert "| 4.0 | 11.0, 5.0, 7.5, DCN 8.0 | 91% |" in table.to_markdown([known])
+    assert "7.5, DCN unknown |" in table.to_markdown([row])
 
 
 def test_tables_say_how_much_more_fope_takes(tmp_path):
@@ -182,7 +186,7 @@ def test_tables_say_how_much_more_fope_takes(tmp_path):
     bad = names | {"method": "alibi", "error": "heads", "versions": {"jax": "1"}}
     text = table.to_markdown([rope, fope, bad])
     assert "fope beside rope +2.00% flops, +0.00% bytes of HBM" in text
-    assert "| 13.00 | 2.20 | 91% | 4.0 | 1.50 | 11.0 | 5.0 | 7.5 | compute | 91% | 60 |" in text
+    assert "| splash row +1 | 13.00 | 2.20 (91%) | 4.0 | 11.0, 5.0, 7.5 | 91% |" in text
     assert "not possible: heads" in text
     assert "DCN" not in text.replace(table.NOTE, "")
     table.write_page([rope, fope, bad], tmp_path / "plan.html")

@@ -27,8 +27,8 @@ NOTE = (
     "Per device and step. Program: the attention, layers in a scan or a row, number of compiler "
     "options. GB: memory that it needs. TFLOP: its products; in brackets the share that the model "
     "asks for, the rest is computed again or for keys that are masked. HBM GB: read and written. "
-    "Milliseconds at the chip's peak; the longest bounds the step from below, and so the model-flops "
-    "utilisation (MFU) from above. DCN: the network between slices."
+    "Milliseconds at the chip's peak; the longest bounds the step from below, and so the "
+    "model-flops utilisation (MFU) from above. DCN: the network between slices."
 )
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"

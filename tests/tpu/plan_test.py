@@ -116,6 +116,8 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
 
     monkeypatch.setattr(planning, "libtpu_version", lambda: "1")
     monkeypatch.setattr(planning.subprocess, "run", compile_one)
+    scanned = dataclasses.replace(experiment.model, scan_layers=True)
+    experiment = dataclasses.replace(experiment, model=scanned)
     cases = make_cases(experiment, topologies=["v5e:4x4"], methods=["rope"])
     (row,) = plan(cases, cache=tmp_path, jobs=1)
     assert asked == [("none", True), ("none", False), ("dots", True), ("full", True)]

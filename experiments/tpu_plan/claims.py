@@ -23,33 +23,10 @@ def needed(name: str, **wanted: Any) -> list[float]:
     return [min(values), max(values)]
 
 
-def limit() -> float:
-    """GB of a v5e chip."""
-    return rows("v5e", size="180m")[0]["limit_bytes"] / GIGABYTE
-
-
-def fope_over_rope(name: str, field: str, **wanted: Any) -> float:
-    """Percent by which FoPE has more of it than RoPE."""
-    one, other = (rows(name, method=method, **wanted)[0][field] for method in ("fope", "rope"))
-    return 100 * (one / other - 1)
-
-
-def traffic(name: str, **wanted: Any) -> float:
-    return fope_over_rope(name, "hbm_bytes", **wanted)
-
-
-def traffic_at_512() -> list[float]:
-    values = [traffic("v5e", size="60m", length=512)]
-    values += [traffic("v5p_v6e", topology=slice_, length=512) for slice_ in (V5P, V6E)]
-    return [min(values), max(values)]
-
-
-def memory_at_32768() -> list[float]:
-    values = [
-        fope_over_rope("v5p_v6e", "needed_bytes", topology=slice_, length=32768)
-        for slice_ in (V5P, V6E)
-    ]
-    return [min(values), max(values)]
+def fope_over_rope(name: str, **wanted: Any) -> float:
+    """Percent by which FoPE moves more bytes than RoPE."""
+    one, other = (rows(name, method=method, **wanted)[0] for method in ("fope", "rope"))
+    return 100 * (one["hbm_bytes"] / other["hbm_bytes"] - 1)
 
 
 def of_the_peak(name: str, **wanted: Any) -> list[float]:
@@ -63,50 +40,74 @@ def milliseconds(name: str, what: str, **wanted: Any) -> float:
     return 1e3 * rows(name, **wanted)[0]["seconds"][what]
 
 
-V5P, V6E = "v5p:4x4x4", "v6e:16x16"
+def moved(name: str, **wanted: Any) -> float:
+    """GB of the memory's traffic."""
+    return rows(name, **wanted)[0]["hbm_bytes"] / GIGABYTE
+
+
+def program(scan: bool, tuned: bool) -> list[float]:
+    """Memory, traffic and percent of the peak of 60m with RoPE."""
+    (row,) = (
+        row for row in rows("options", scan_layers=scan) if bool(row["compiler_options"]) == tuned
+    )
+    return [row["needed_bytes"] / GIGABYTE, row["hbm_bytes"] / GIGABYTE, 100 * row["mfu_bound"]]
+
+
+V5P, V6E = "v5p:4x4x4", "v6e:8x8"
+SHORT = {"size": "60m", "length": 512}
 
 CLAIMS = (
     Claim(
-        "**60m fits v5e 4x4 as it is** ({} to {} GB of {}), with every method and both lengths. "
-        "180m needs `model.remat=dots` there (it is {} GB too much otherwise)",
-        lambda: [*needed("v5e", size="60m"), limit(), needed("v5e", size="180m")[0] - limit()],
-    ),
-    Claim(
-        "bytes of memory traffic {} to {}% at 512 tokens, {}% at 4,096, and {}% (v5p) and {}% "
-        "(v6e) at 32,768, where its mixed tables take {} to {}% more memory",
+        "{} to {} GB of a chip's 16.9 for 60m, {} to {} GB for 180m, with every method and both "
+        "lengths. 1200m takes {} to {} GB of a v5p chip (4x4x4) and {} to {} GB of a v6e one",
         lambda: [
-            *traffic_at_512(),
-            traffic("v5e", size="60m", length=4096),
-            *(traffic("v5p_v6e", topology=slice_, length=32768) for slice_ in (V5P, V6E)),
-            *memory_at_32768(),
+            *needed("v5e", size="60m"),
+            *needed("v5e", size="180m"),
+            *needed("v5p_v6e", topology=V5P),
+            *needed("v5p_v6e", topology=V6E),
+        ],
+    ),
+    *(
+        Claim(
+            f"| {layers} | {options} | {{}} | {{}} | {{}}% |",
+            lambda scan=layers == "scan", tuned=options == "tuned": program(scan, tuned),
+        )
+        for layers in ("scan", "row")
+        for options in ("none", "tuned")
+    ),
+    Claim("of the {} GB the loss", lambda: [moved("v5e", method="rope", **SHORT)]),
+    Claim("where ALiBi moves {} GB", lambda: [moved("v5e", method="alibi", **SHORT)]),
+    Claim(
+        "traffic +{}% (60m) and +{}% (180m) at 512 tokens, +{}% and +{}% at 4,096",
+        lambda: [
+            fope_over_rope("v5e", size=size, length=length)
+            for length in (512, 4096)
+            for size in ("60m", "180m")
         ],
     ),
     Claim(
-        "(at most {}% of the peak at 512 tokens, {}% at 32,768, where attention computes scores "
-        "again), **v5e and v6e by memory traffic**: at most {} to {}% for 60m on v5e, {} to {}% "
-        "for 1200m on 256 chips of v6e",
+        "by {}% for 60m at 512 tokens",
         lambda: [
-            of_the_peak("v5p_v6e", topology=V5P, length=512)[1],
-            of_the_peak("v5p_v6e", topology=V5P, length=32768)[1],
+            100 * (1 - moved("v5e", method="alibi", **SHORT) / moved("v5e", method="rope", **SHORT))
+        ],
+    ),
+    Claim(
+        "(at most {} to {}% of the peak for 180m, {} to {}% for 1200m on v5p), 60m by memory "
+        "traffic (at most {} to {}%), 1200m on 64 chips of v6e too (at most {} to {}%)",
+        lambda: [
+            *of_the_peak("v5e", size="180m"),
+            *of_the_peak("v5p_v6e", topology=V5P),
             *of_the_peak("v5e", size="60m"),
             *of_the_peak("v5p_v6e", topology=V6E),
         ],
     ),
     Claim(
-        "all four of figure 4 at 60m and 1,024 tokens take {} to {} GB",
-        lambda: needed("extension", size="60m"),
+        "60m at 1,024 tokens, RoPE to FoPE or YaRN, takes {} to {} GB", lambda: needed("extension")
     ),
     Claim(
-        "takes {} GB with FoPE and {} GB with YaRN",
-        lambda: [
-            needed("extension", method=f"SmolLM-1.7B+{name}-4096")[0] for name in ("fope", "yarn")
-        ],
-    ),
-    Claim(
-        "the 60m step takes {} to {} GB a chip, and little more than the sums of gradients "
-        "crosses the data center's network, {} MB a chip and step. That takes {} ms at a chip's "
-        "share of its machine's network cards, beside {} ms of memory traffic with RoPE and {} ms "
-        "with FoPE",
+        "the 60m step takes {} to {} GB a chip, and {} MB a chip and step cross the data "
+        "center's network. That takes {} ms at a chip's share of its machine's network cards, "
+        "beside {} ms of memory traffic with RoPE and {} ms with FoPE",
         lambda: [
             *needed("two_slices"),
             rows("two_slices")[0]["dcn_bytes"] / 1e6,
@@ -116,7 +117,7 @@ CLAIMS = (
     ),
     Claim(
         "One slice, whose chips have twice the rows, takes at least {} ms",
-        lambda: [milliseconds("v5e", "hbm", size="60m", length=512, method="rope")],
+        lambda: [milliseconds("v5e", "hbm", method="rope", **SHORT)],
     ),
 )
 
@@ -125,13 +126,21 @@ PAGE = Page(
     claims=CLAIMS,
     exempt={
         "settings": [
-            "rows of 32,768 tokens",
-            "At a head_dim of 64",
-            "splash pads heads to 128",
-            "a matrix unit of 128 x 128",
-            "SmolLM-1.7B at 4,096 tokens",
+            "of a chip's 16.9",
+            "60m with RoPE at 512 tokens",
+            "heads of 64 left unpadded",
+            "to 128 lanes",
+            "splash keeps 128",
+            "64 chips of v6e",
         ],
-        "compiled without a row": ["takes 11.5 GB with it"],
+        "compiled without a row": [
+            "the loss over the vocabulary moves 34 GB",
+            "the rotations of q and k 18 GB",
+            "RoPE in our own kernel moves 93 GB",
+            "(7 in place of 26) change it by 0.6%",
+            "would take 9 GB of the 18",
+            "the network, 4 ms of a step",
+        ],
     },
     exempt_sections={"": "settings"},
 )

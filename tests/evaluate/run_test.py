@@ -247,8 +247,11 @@ def test_other_settings_are_scored_again_and_only_those(workdir, scored):
 
 
 def test_settings_can_be_changed_for_one_call(workdir, scored):
-    kept, config = quiet(workdir), (workdir / "config.json").read_text()
-    rows = quiet(workdir, overrides=["--config.evaluate.num_windows=5"])
+    kept, config, lines = quiet(workdir), (workdir / "config.json").read_text(), []
+    rows = quiet(workdir, overrides=["--config.evaluate.num_windows=5"], say=lines.append)
+    assert lines[2] == (
+        "same-tokens (validation): its rows for step 7 give way to new ones: num_windows 9, now 5"
+    )
     assert scored[3:] == ["same-tokens (validation)"]
     assert sum(r["tokens"] for r in rows if r["kind"] == "perplexity") == 3 * 5 * 16
     assert (workdir / "config.json").read_text() == config

@@ -45,7 +45,8 @@ class EvaluateConfig:
       random_positions: score text at positions drawn as in training, see ``train.position_range``,
         in place of 0, 1, 2, ..; contexts beyond the range are refused. Prompts count from 0.
       texts: more text, tokenized for the run: "web" (119 pages labelled C4) and "news" (3,824
-        articles), downloaded once, or ``NAME=GLOB`` for .txt or .jsonl files.
+        articles), downloaded once, or ``NAME=GLOB`` for files of the kinds of ``data.train_files``.
+      text_field: field of a line or column of a .parquet of ``texts`` that holds the text.
     """
 
     protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
@@ -68,6 +69,7 @@ class EvaluateConfig:
     add_bos_token: bool = False
     random_positions: bool = False
     texts: tuple[str, ...] = ()
+    text_field: str = "text"
 
     def __post_init__(self):
         tasks = [name for name in TASKS if name != "passkey"]  # set by passkey_templates

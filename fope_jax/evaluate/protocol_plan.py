@@ -119,7 +119,8 @@ def plan_protocols(
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
     texts = {name: caches[name] for name in settings.splits}
-    held_out = [read_held_out(source, tokenizer, data.config) for source in settings.texts]
+    field = settings.text_field
+    held_out = [read_held_out(text, tokenizer, data.config, field) for text in settings.texts]
     texts |= {text.split: text for text in held_out}
 
     planned: list[Planned] = []

@@ -57,6 +57,13 @@ def test_a_verb_like_none_or_like_two_gets_no_suggestion(word, capsys):
     [
         (["train"], "--config, --workdir", "fope train --config configs/quickstart.py --workdir"),
         (["evaluate"], "", "fope evaluate "),
+        (
+            ["plan"],
+            "--config, --topology",
+            "fope plan --config configs/paper/c4_books.py --topology",
+        ),
+        (["doctor"], "", "fope doctor runs/fope"),
+        (["gallery"], "-o/--out", "fope gallery -o runs/gallery"),
         (["data"], "ACTION", "fope data build --config configs/quickstart.py"),
     ],
 )

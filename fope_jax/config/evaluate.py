@@ -35,10 +35,11 @@ class EvaluateConfig:
         token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",
         "variable_tracking" and "common_words" after RULER. "every_key" has ten depths of its own,
         all asked for after one window: passkey_trials are windows.
-      needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``) or "noise"
-        (a few repeated sentences).
+      needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``, or without
+        any of ``texts``) or "noise" (a few repeated sentences).
       batch_tokens: most tokens in one forward pass.
-      splits: corpus splits to measure perplexity on.
+      splits: corpus splits to measure perplexity on; none to measure on ``texts`` alone, which
+        needs no token cache.
       bos_token: BOS token of the tokenizer, set by `fope import`; None for models trained here.
       add_bos_token: replace the first token of every window, document and prompt by BOS. Rows with
         and without it are not compared.

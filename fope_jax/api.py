@@ -72,6 +72,7 @@ from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 from fope_jax.train import loop
+from fope_jax.train.options import OVERRIDE
 from fope_jax.train.preemption import Preempted
 from fope_jax.train.tracker import Tracker
 from fope_jax.typing import Array
@@ -658,6 +659,12 @@ def _session(verbose: bool) -> Iterator[None]:
             if error.exit_code != 128 + signal.SIGINT:
                 raise
             raise KeyboardInterrupt(str(error)) from None
+        except Exception as error:
+            if OVERRIDE in str(error):  # messages are those of the command line
+                error.add_note(
+                    f"{OVERRIDE}SECTION.KEY=VALUE is the argument SECTION_KEY=VALUE here"
+                )
+            raise
 
 
 def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experiment]) -> Any:
@@ -720,7 +727,7 @@ def _parent_of(run: Run | Source) -> str:
 def _has_weights(directory: Path) -> bool:
     """Whether a directory has the config.json of a Hugging Face checkpoint."""
     path = directory / CONFIG
-    return path.is_file() and "model_type" in read_json(path)
+    return path.is_file() and bool({"model_type", "architectures"} & read_json(path).keys())
 
 
 def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:

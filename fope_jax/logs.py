@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -72,3 +73,13 @@ def _hush_libraries() -> Iterator[None]:
         yield
     finally:
         absl.level, buckets.level = before
+
+
+def users_line(error: BaseException) -> str:
+    """`` (FILE, line N)`` of the user's own code that an error came from; "" if it has none."""
+    library, package = os.path.dirname(os.__file__), os.path.dirname(__file__)
+    for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+        name = frame.f_code.co_filename
+        if not name.startswith((library, package, "<")) and "site-packages" not in name:
+            return f" ({name}, line {line})"
+    return ""

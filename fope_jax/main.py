@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fope_jax.command_line.parser import build_parser, check_verb
 from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
-from fope_jax.logs import log_to_stderr
+from fope_jax.logs import log_to_stderr, users_line
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
@@ -109,6 +109,7 @@ def _is_for_user(error: Exception) -> bool:
 def _message(error: Exception, arguments: argparse.Namespace) -> str:
     """The error's message; memory errors are shortened, and an empty one becomes its type.
 
+    One out of a user's module, such as that of a method, also names the line.
     That of a missing token cache names the command that builds it.
     """
     from fope_jax.data.manifest import BUILD, MissingCacheError
@@ -119,7 +120,7 @@ def _message(error: Exception, arguments: argparse.Namespace) -> str:
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
         needed = " ".join(text.split())[:200]
         return f"out of memory: the model, the batch or the length is too large here ({needed})"
-    return text or type(error).__name__
+    return (text or type(error).__name__) + users_line(error)
 
 
 def _build_command(arguments: argparse.Namespace) -> str:

@@ -321,6 +321,22 @@ def test_an_extension_without_text_is_compared_on_tasks_that_were_not_trained(ru
 # ---------------------------------------------------------------------------- weights
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["model_type", "architectures alone"])
+def test_what_a_hugging_face_directory_lacks_is_said_in_terms_of_the_call(tmp_path, named):
+    keys = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    keys |= {"num_attention_heads": 1, "max_position_embeddings": 8, "architectures": ["X"]}
+    (tmp_path / "config.json").write_text(
+        json.dumps(keys | ({"model_type": "llama"} if named else {}))
+    )
+    if not named:
+        with pytest.raises(ValueError, match="model_type=None: expected one of llama"):
+            fj.load(tmp_path)
+        return
+    with pytest.raises(ConfigError, match="has no tokenizer.json") as raised:
+        fj.load(tmp_path)
+    assert "is the argument SECTION_KEY=VALUE here" in raised.value.__notes__[0]
+
+
 @pytest.mark.slow
 def test_a_hugging_face_directory_is_a_run_too(run, tmp_path, capfd):
     directory, tokens = tmp_path / "weights", [3, 1, 4, 1, 5]

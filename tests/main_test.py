@@ -344,6 +344,19 @@ def test_a_users_error_is_one_line_and_exit_code_2(config, tmp_path, capsys, arg
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
+def test_an_error_in_a_users_module_names_its_line(config, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom fope_jax.position import RoPE\n\n"
+        "@dataclass(frozen=True)\nclass Mine(RoPE):\n"
+        "    def rotate(self, variables, tables, q, k):\n        raise ValueError('no')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = ["train", "--config", f"{config}:mine:Mine", "--workdir", str(tmp_path / "run")]
+    assert main(line) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"fope: no ({tmp_path}/mine.py, line 7)"
+
+
 def test_an_unwritable_workdir_is_one_line(config, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", "--config", config, "--workdir", str(tmp_path / "file/run")]) == 2

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.storage.paths import check_bucket
+from fope_jax.storage.paths import check_bucket, expand_home
 from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import add_positional, check_named, directory
 
@@ -67,7 +67,7 @@ def local_path(text: str) -> Path:
     check_named(text)
     if "://" in text:  # as a Path it would create a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
-    return Path(text)
+    return Path(expand_home(text))
 
 
 RUNS_HELP = "a --workdir; with /STEP one of its checkpoints, the newest without it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,7 +167,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
             print(f"\nreport in {write_report([named], arguments.report)}")
         else:
-            print(f"\nnext: fope report {named}  (with other runs, to compare them)")
+            command = shlex.join(["fope", "report", str(named)])
+            print(f"\nnext: {command}  (with other runs, to compare them)")
 
 
 def _variants(run: Path, step: int | None, texts: Sequence[str]) -> list[Variant]:

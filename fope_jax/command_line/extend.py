@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from fope_jax.command_line.common import join_processes, print_once, verb
 from fope_jax.storage.paths import check_bucket
@@ -65,4 +66,4 @@ def extend(arguments: argparse.Namespace) -> None:
     )
     print_once(f"run in {arguments.workdir}")
     if arguments.no_train:
-        print_once(f"next: fope evaluate {arguments.workdir}")
+        print_once(f"next: {shlex.join(['fope', 'evaluate', str(arguments.workdir)])}")

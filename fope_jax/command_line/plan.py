@@ -52,7 +52,12 @@ from fope_jax.train.options import add_config
     out("directory for plan.md, .jsonl and .html", required=False),
 )
 def plan(arguments: argparse.Namespace) -> None:
-    """memory, time and bounds of a TPU slice, without one"""
+    """memory, time and bounds of a TPU slice, without one
+
+    examples:
+      fope plan --config configs/paper/c4_books.py --topology v5e:4x4
+      fope plan --config configs/quickstart.py --topology v5e:4x4 v5p:4x4x4 --length 512,4096
+    """
     # With the TPU compiler installed, jax would look for a TPU, here and in every compilation.
     os.environ["JAX_PLATFORMS"] = "cpu"
     experiment = load_experiment(arguments)

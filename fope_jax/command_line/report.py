@@ -114,7 +114,12 @@ def default_page(paths: Sequence[Path]) -> Path:
     option("--json", action="store_true", help="for programs, one object a line"),
 )
 def doctor(arguments: argparse.Namespace) -> int:
-    """check runs, and say what is wrong and what to do"""
+    """check runs, and say what is wrong and what to do
+
+    examples:
+      fope doctor runs/fope
+      fope doctor runs/* --progress
+    """
     from fope_jax import doctor
 
     worst = 0
@@ -161,7 +166,12 @@ def methods(arguments: argparse.Namespace) -> None:
     needs=("matplotlib",),
 )
 def gallery(arguments: argparse.Namespace) -> None:
-    """one HTML page with a picture of each embedding"""
+    """one HTML page with a picture of each embedding
+
+    examples:
+      fope gallery -o runs/gallery
+      fope gallery -o runs/gallery --methods rope fope
+    """
     from fope_jax.gallery.curves import gallery_rows
     from fope_jax.gallery.page import write_gallery
 

@@ -35,17 +35,19 @@ class EvaluateConfig:
         token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",
         "variable_tracking" and "common_words" after RULER. "every_key" has ten depths of its own,
         all asked for after one window: passkey_trials are windows.
-      needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``) or "noise"
-        (a few repeated sentences).
+      needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``, or without
+        any of ``texts``) or "noise" (a few repeated sentences).
       batch_tokens: most tokens in one forward pass.
-      splits: corpus splits to measure perplexity on.
+      splits: corpus splits to measure perplexity on; none to measure on ``texts`` alone, which
+        needs no token cache.
       bos_token: BOS token of the tokenizer, set by `fope import`; None for models trained here.
       add_bos_token: replace the first token of every window, document and prompt by BOS. Rows with
         and without it are not compared.
       random_positions: score text at positions drawn as in training, see ``train.position_range``,
         in place of 0, 1, 2, ..; contexts beyond the range are refused. Prompts count from 0.
       texts: more text, tokenized for the run: "web" (119 pages labelled C4) and "news" (3,824
-        articles), downloaded once, or ``NAME=GLOB`` for .txt or .jsonl files.
+        articles), downloaded once, or ``NAME=GLOB`` for files of the kinds of ``data.train_files``.
+      text_field: field of a line or column of a .parquet of ``texts`` that holds the text.
     """
 
     protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
@@ -68,6 +70,7 @@ class EvaluateConfig:
     add_bos_token: bool = False
     random_positions: bool = False
     texts: tuple[str, ...] = ()
+    text_field: str = "text"
 
     def __post_init__(self):
         tasks = [name for name in TASKS if name != "passkey"]  # set by passkey_templates

@@ -66,9 +66,17 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     if not is_accepted:
         name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
         name = name or str(kind).replace("typing.", "").replace("NoneType", "None")
-        found = "no finite number" if _is_not_finite(value) else type(value).__name__
-        raise ConfigError(f"config.{key} = {value!r} is {found}; accepted: {name}")
+        raise ConfigError(f"config.{key} = {value!r}{_found(value, kind)}; accepted: {name}")
     return result
+
+
+def _found(value: Any, kind: Any) -> str:
+    """What is wrong with a value of another kind: its type, or its first item of another kind."""
+    if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
+        (accepted, *_) = typing.get_args(kind)
+        wrong = next(item for item in value if not _convert(item, accepted)[0])
+        return f": {wrong!r}{_found(wrong, accepted)}"
+    return f" is {'no finite number' if _is_not_finite(value) else type(value).__name__}"
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -33,6 +33,8 @@ from fope_jax.config.fields import (
 )
 from fope_jax.position.registry import import_module, import_modules
 from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import expand_home
+from fope_jax.storage.run_paths import CONFIG
 
 logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parents[1]
@@ -81,6 +83,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _find_file(name: str) -> str:
     """The path of a configuration file; of one that fope_jax brings, where there is none here."""
+    name = expand_home(name)
     path = SHIPPED / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
     if Path(name).exists() or path not in SHIPPED.rglob("*.py"):
         return name
@@ -128,7 +131,9 @@ def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
 def _check_file(kind: str, path: str) -> None:
     if not Path(path).is_file():
         problem = "is no file" if Path(path).exists() else "does not exist"
-        raise ConfigError(f"{kind} file {path!r} {problem} (form: path.py:arg)")
+        stored = Path(path, CONFIG)
+        form = f"that of this run is {stored}" if stored.is_file() else "form: path.py:arg"
+        raise ConfigError(f"{kind} file {path!r} {problem} ({form})")
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.data import parquet
 from fope_jax.data.config import DataConfig
+from fope_jax.data.documents import NAME_FIELD
 from fope_jax.data.documents import CorpusError as CorpusError
 from fope_jax.data.documents import Document as Document
 from fope_jax.data.mirror import local_directory
@@ -337,7 +338,8 @@ def _text_field(line: str, raw: _RawDocument, field: str) -> str:
         else:
             more = ", ..." if len(value) > _KEYS_SHOWN else ""
             what = f"it is an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
-        raise CorpusError(f"{raw.name} has no string field {field!r}: {what}; {begin}")
+        advice = f"; {NAME_FIELD}" if isinstance(value, dict) and field not in value else ""
+        raise CorpusError(f"{raw.name} has no string field {field!r}: {what}; {begin}{advice}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

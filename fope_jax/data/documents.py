@@ -11,6 +11,10 @@ from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 DOCUMENTS_AT_ONCE = 64  # per tokenizer call, so that it can use every core
 _CHARS_AT_ONCE = 4_000_000
+NAME_FIELD = (
+    "name that of the text: --config.data.text_field=NAME, of evaluate.texts "
+    "--config.evaluate.text_field=NAME"
+)
 
 
 class CorpusError(ValueError):

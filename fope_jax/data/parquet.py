@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fope_jax.data.documents import CorpusError
+from fope_jax.data.documents import NAME_FIELD, CorpusError
 from fope_jax.extras import require
 from fope_jax.storage.content import detect_content, read_head
 
@@ -85,17 +85,13 @@ def _open(path: Path, column: str) -> Iterator[Any]:
         if column not in names:
             more = ", ..." if len(names) > _KEYS_SHOWN else ""
             raise CorpusError(
-                f"{path} has no column {column!r}: it has {names[:_KEYS_SHOWN]}{more}; name that of"
-                " the text: --config.data.text_field=NAME"
+                f"{path} has no column {column!r}: it has {names[:_KEYS_SHOWN]}{more}; {NAME_FIELD}"
             )
         kind = file.schema_arrow.field(column).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise CorpusError(
-                f"{path}: column {column!r} is of {kind}, no text; name that of the text:"
-                " --config.data.text_field=NAME"
-            )
+            raise CorpusError(f"{path}: column {column!r} is of {kind}, no text; {NAME_FIELD}")
         yield file
 
 

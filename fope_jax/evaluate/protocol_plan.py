@@ -35,7 +35,7 @@ from fope_jax.evaluate.retrieval import (
     check_trials,
     score_task,
 )
-from fope_jax.evaluate.run_data import RunData
+from fope_jax.evaluate.run_data import RunData, load_run_tokenizer
 from fope_jax.evaluate.scoring import Progress, Scorer, at_random_positions
 from fope_jax.evaluate.windows import TooShortError, Windows, allowed_contexts, context_lengths
 
@@ -113,14 +113,18 @@ def plan_protocols(
     asked = settings.protocols if wanted is None else wanted
     named = () if wanted is None and "protocols" in unstated else asked
     names = protocol_names(asked)
-    caches = {name: data.open(name) for name in settings.splits or ("train",)}
-    cache = next(iter(caches.values()))
-    tokenizer = cache.tokenizer
+    texts: dict[str, Any] = {name: data.open(name) for name in settings.splits}
+    if settings.texts and not texts and data.workdir:  # as for imported weights: no token cache
+        cache, tokenizer = None, load_run_tokenizer(data.workdir, data.config)
+    else:
+        cache = next(iter(texts.values())) if texts else data.open("train")
+        tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
-    texts = {name: caches[name] for name in settings.splits}
-    held_out = [read_held_out(source, tokenizer, data.config) for source in settings.texts]
-    texts |= {text.split: text for text in held_out}
+    for source in settings.texts:
+        held_out = read_held_out(source, tokenizer, data.config, settings.text_field)
+        texts[held_out.split] = held_out
+    haystack = next(iter(texts.values())) if texts else cache
 
     planned: list[Planned] = []
     is_all = "all" in asked
@@ -143,7 +147,7 @@ def plan_protocols(
         is_flexible = "passkey_lengths" in unstated
         contexts = _contexts(experiment, "passkey_lengths", is_flexible)
         for kind, name, is_named in _trial_names(settings, names, named, wanted):
-            make = functools.partial(_trial_protocol, kind, name, experiment, cache, bos)
+            make = functools.partial(_trial_protocol, kind, name, experiment, haystack, bos)
             if contexts:
                 label = f"{kind} ({name})"
                 planned.append(Planned(label, contexts, make, is_named, is_all, is_flexible))

@@ -51,7 +51,7 @@ def read_experiment(workdir: Path) -> Experiment:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no run: {_describe_other_path(workdir)}")
     values = read_json(path)
-    if "model_type" in values:
+    if {"model_type", "architectures"} & values.keys():
         raise ConfigError(
             f"{workdir} is no run but a checkpoint of Hugging Face; "
             f"`fope import {workdir} --workdir RUN` makes a run of it"

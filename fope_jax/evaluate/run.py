@@ -17,6 +17,7 @@ from fope_jax.config import (
     Experiment,
     apply_overrides,
     build_experiment,
+    differing_values,
     experiment_to_dict,
     split_override,
 )
@@ -164,6 +165,9 @@ def evaluate(
         missing = [p for p in planned if force or not _is_done(p, rows, step)]
         for label in [p.label for p in planned if p not in missing]:
             say(f"{label}: rows for step {step} exist in {path}; kept (force scores again)")
+        for protocol in missing:
+            if changes := _changed_settings(protocol, rows, step):
+                say(f"{protocol.label}: its rows for step {step} give way to new ones: {changes}")
 
         # ------------------------------------------------------------ scored one by one
         if missing:
@@ -220,6 +224,14 @@ def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
     return not non_finite_rows(written) and any(
         row["kind"] == "protocol" and row.get("settings") == protocol.settings for row in written
     )
+
+
+def _changed_settings(protocol: Protocol, rows: Iterable[Row], step: int) -> str:
+    """What differs from the rows that are there, which new ones replace; "" without any."""
+    written = [row for row in rows if protocol.owns(row, step) and row["kind"] == "protocol"]
+    before = written[0].get("settings", {}) if written else protocol.settings
+    changes = differing_values(before, protocol.settings)
+    return "; ".join(f"{key} {old!r:.60}, now {new!r:.60}" for key, old, new in changes)
 
 
 def _run_protocol(

@@ -111,6 +111,11 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
         raise ValueError(f"the number of windows is {total}; accepted: 1 or more")
     lengths = np.asarray(documents["length"], dtype=np.int64)
     starts = np.asarray(documents["start"], dtype=np.int64)
+    if not len(lengths):
+        raise TooShortError(
+            "there are no documents, as in a run of tasks alone (data.corpus = none); "
+            "`fope evaluate` takes a text as --config.evaluate.texts=NAME=GLOB"
+        )
     # A window of n inputs needs n + 1 tokens: the last is only a target.
     capacity = np.maximum(0, (lengths - longest - 1) // scored + 1)
     if not capacity.any():

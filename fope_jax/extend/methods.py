@@ -65,6 +65,9 @@ def target_classes(
     name = ALIASES.get(target, target)
     if name not in (SAME, INNER) and name not in METHODS and name not in SCALINGS:
         known = [SAME, INNER, *METHODS, *SCALINGS, *ALIASES]
+        method, colon, _ = name.partition(":")
+        if colon and method in known:
+            raise ValueError(f"method {target!r}: give knobs as --config.position.KNOB=VALUE")
         raise ValueError(f"unknown method {target!r}{nearest(target, known)}")
     classes = _find_classes(parent, name)
     if classes is None:

@@ -32,6 +32,8 @@ def split_variant(text: str) -> tuple[str, dict[str, str]]:
       ConfigError: a knob without a value or given twice, or no method.
     """
     method, _, rest = text.partition(":")
+    if "," in method:
+        raise ConfigError(f"--as {text}: one method; give --as once for each of several")
     knobs, part, depth = {}, "", 0
     for character in f"{rest},":
         depth += (character in _OPEN) - (character in _CLOSED)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.interop.rope_parameters import ORIGINAL, PARTIAL, THETA
 
+QUANTISED = "quantization_config"
 EXPORTED = "fope_jax"  # added by ``to_config``: the position embedding and its fingerprint
 MAX_POSITIONS = "max_position_embeddings"
 WINDOW, USE_WINDOW, LAYER_TYPES = "sliding_window", "use_sliding_window", "layer_types"
@@ -196,6 +197,11 @@ def key_problem(key: str, value: Any, states_use_window: bool) -> str | None:
         expected = " or ".join(map(repr, accepted)) or "None"
         message = f"{key}={value!r:.80}: the model here can be built with {expected} only"
         return None if value in accepted else message
+    if key == QUANTISED:
+        return (
+            f"{key}={value!r:.80}: the weights are quantised; save them as they are computed with "
+            "first, by dequantize() and save_pretrained of transformers"
+        )
     if key in PASSED_THROUGH or key.startswith(_PASSED_THROUGH_PREFIX):
         return None
     return (

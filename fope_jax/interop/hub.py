@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.extras import require
 from fope_jax.interop.tokenizer_files import TOKENIZER_FILES
+from fope_jax.storage.paths import expand_home
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def local_checkpoint(source: str | Path, progress: bool = True) -> Path:
       ImportError: without huggingface_hub.
     """
     text = str(source)
-    name = text.removeprefix(PREFIX)
+    name = expand_home(text.removeprefix(PREFIX))
     if not text.startswith(PREFIX) or not _NAME.fullmatch(name) or Path(name).exists():
         return Path(name)  # what reads it says what is wrong with it
     repository, _, revision = name.partition("@")

@@ -72,7 +72,7 @@ from fope_jax.storage.directories import (
 )
 from fope_jax.storage.files import file_sha256, read_json, write_text
 from fope_jax.storage.lock import lock_run
-from fope_jax.storage.paths import as_path
+from fope_jax.storage.paths import as_path, expand_home
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 from fope_jax.train.workdir import (
     IMPORTED,
@@ -107,7 +107,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     too large for the embedding, or the workdir holds something else; OSError if it cannot be
     written; or as ``import_weights`` and ``open_gguf``.
     """
-    source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
+    source, workdir, overrides = as_path(source), as_path(workdir), list(overrides)
     if is_gguf(source):
         return _import_gguf(source, workdir, overrides)
     _check_is_no_directory_of_gguf(source)
@@ -258,7 +258,7 @@ def imported_experiment(
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
-    bos = read_bos(Path(given_tokenizer or tokenizer))
+    bos = read_bos(as_path(given_tokenizer or tokenizer))
     origin = origin_of(source.absolute())
     base = Experiment(
         name=name or (origin.name if origin else source.resolve().name),
@@ -308,7 +308,7 @@ def check_tokenizer(
 
     A tokenizer in ``scratch`` was rebuilt from the file ``source``, which messages then name.
     """
-    path = Path(imported.data.tokenizer)
+    path = as_path(imported.data.tokenizer)
     if path.suffix == ".json":
         content = detect_content(read_head(path))
         if content:
@@ -337,7 +337,7 @@ def _vocab_size(data: DataConfig) -> int | None:
     if data.tokenizer == "sentencepiece":
         return data.vocab_size
     try:
-        stored = require("tokenizers", "train").Tokenizer.from_file(data.tokenizer)
+        stored = require("tokenizers", "train").Tokenizer.from_file(expand_home(data.tokenizer))
     except ImportError:
         raise
     except Exception:  # the library raises this for a missing or invalid file
@@ -369,7 +369,7 @@ def export_run(
     Returns one line about the model. Raises ValueError if Hugging Face does not support the model,
     CheckpointError if it was trained with another position embedding, OSError for a missing run.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     check_output(directory, "the checkpoint")

@@ -257,7 +257,16 @@ def bias_at(
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
     def of_one_head(variables: Variables) -> Array:
-        return jnp.broadcast_to(method.bias(variables, q_positions, k_positions), block)
+        bias = method.bias(variables, q_positions, k_positions)
+        shape = jnp.shape(bias)
+        sizes = zip(shape[::-1], block[::-1], strict=False)
+        if len(shape) > 3 or any(n not in (1, m) for n, m in sizes):
+            raise ValueError(
+                f"{type(method).__name__}.bias has shape {shape} for q_positions "
+                f"{q_positions.shape} and k_positions {k_positions.shape}: expected what broadcasts"
+                f" to {block}, the bias of one head; variable_axes says which variables have heads"
+            )
+        return jnp.broadcast_to(bias, block)
 
     if all(axis is None for axis in heads.values()):
         return of_one_head(variables)[:, None]

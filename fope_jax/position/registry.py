@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fope_jax.logs import users_line
 from fope_jax.position import scaling as scalings
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
@@ -143,9 +144,11 @@ def import_module(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
+        advice = "; install it, or put its directory on PYTHONPATH"
+        if not isinstance(error, ModuleNotFoundError):
+            advice = users_line(error)
         raise ValueError(
-            f"the Python module {module!r} cannot be imported: {reason}; install it, or put its "
-            "directory on PYTHONPATH"
+            f"the Python module {module!r} cannot be imported: {reason}{advice}"
         ) from error
 
 

@@ -18,6 +18,7 @@ from fope_jax.report.plots import chart_figure, save_figure
 from fope_jax.report.rows import ReportError
 from fope_jax.report.styles import Style
 from fope_jax.report.tables import Table
+from fope_jax.storage.paths import expand_home
 
 
 class Note(str):
@@ -119,10 +120,11 @@ def make_output(out: str | Path, what: str) -> Path:
     """Makes the directory ``out``; the ReportError where it cannot names ``out`` and ``what``."""
     require("jinja2", "train")  # fail before the long work
     try:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        path = Path(expand_home(out))
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"cannot write {what} to {out}: {error.strerror}") from error
-    return Path(out)
+    return path
 
 
 def file_stem(name: str) -> str:

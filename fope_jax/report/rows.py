@@ -245,7 +245,10 @@ def read_rows(path: Path) -> list[Row]:
       ReportError: no such file, or a malformed row; names file and line.
     """
     if not path.is_file():
-        raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
+        raise ReportError(
+            f"{path.parent} has no {path.name}: the run is neither trained nor evaluated; once "
+            f"it has weights, `fope evaluate {path.parent}`"
+        )
     rows = []
     try:
         for number, row in read_json_lines(path):

@@ -175,6 +175,9 @@ def unsolved_sentence(comparison: Comparison) -> str:
     lengths = f"{contexts[0]:,} tokens"
     if len(contexts) > 1:
         lengths = f"each of {len(contexts)} lengths from {contexts[0]:,} to {contexts[-1]:,} tokens"
+        seeds = (rows for seeds in comparison.curves.values() for rows in seeds)
+        if any({context_of(row) for row in rows} != {*contexts} for rows in seeds):
+            lengths += " that it was asked at"
     return (
         f"{name[:1].upper()}{name[1:]}: no {counted} by any variant, in "
         f"{trials[contexts[0]].total:,} trials at {lengths}."

@@ -14,6 +14,7 @@ from fope_jax.report.html import Details, Note, Picture, Section, make_output, w
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
+from fope_jax.storage.paths import expand_home
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
 COLUMNS = {
@@ -54,7 +55,7 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
     Raises:
       ReportError: the directory cannot be written, or holds another run.
     """
-    out = Path(out)
+    out = Path(expand_home(out))
     earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
     variant, seed = measured["variant"], measured["seed"]
     others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}

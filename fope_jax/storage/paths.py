@@ -39,8 +39,18 @@ def is_supported_path(path: str) -> bool:
     return not mark or (f"{scheme}{mark}" == BUCKET_SCHEME and bool(rest.partition("/")[0]))
 
 
+def expand_home(path: str | os.PathLike[str]) -> str:
+    """``path`` with the home directory for a leading ``~``.
+
+    A shell leaves it in ``--workdir=~/runs/x``, and a notebook has no shell: pathlib would make a
+    directory called ``~``.
+    """
+    text = os.fspath(path)
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A local or bucket path; pathlib would take ``gs://b/x`` for a local directory ``gs:``.
+    """A local path, see `expand_home`, or one in a bucket, which pathlib would take for ``gs:``.
 
     Raises:
       ValueError: another scheme, such as ``s3://``.
@@ -50,7 +60,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     if not is_supported_path(text):
         raise ValueError(f"{text!r}; accepted: {SUPPORTED_PATHS}")
     if not is_in_bucket(text):
-        return Path(path)
+        return Path(expand_home(path))
     _import_fsspec()
     return require("etils.epath", "buckets").Path(text)
 
@@ -160,5 +170,5 @@ def glob_paths(pattern: str, kind: str = "file") -> list[Path]:
         return [
             as_path(BUCKET_SCHEME + name) for name, info in found.items() if info["type"] == kind
         ]
-    paths = map(Path, glob.glob(pattern, recursive=True))
+    paths = map(Path, glob.glob(expand_home(pattern), recursive=True))
     return [path for path in paths if (path.is_file() if kind == "file" else path.is_dir())]

@@ -21,8 +21,9 @@ from fope_jax.evaluate.restore import read_experiment
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import IMPORTED
 from fope_jax.train.optim import describe_rate, learning_rate
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG, CONTINUED, RUN
+from fope_jax.train.workdir import CHECKPOINTS, CONFIG, CONTINUED, RUN, UNTRAINED
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,14 @@ def continued_experiment(
 def _find_end(workdir: Path, config: TrainConfig, trained: int, steps: int) -> int:
     """The last step of a continuation: that of an unfinished one, else ``steps`` from here."""
     path = workdir / RUN
-    for record in (read_json(path) if path.exists() else {}).get(CONTINUED, [])[-1:]:
+    info = read_json(path) if path.exists() else {}
+    if {IMPORTED, UNTRAINED} & info.keys():
+        raise ConfigError(
+            f"workdir {workdir} holds weights that no training here has made; `fope extend "
+            f"{workdir} --method same --length {config.length} --allow-shorter --workdir NEW` goes "
+            "on from them"
+        )
+    for record in info.get(CONTINUED, [])[-1:]:
         if record["to"] - record["from"] == steps and record["from"] <= trained < record["to"]:
             return record["to"]
     if trained < config.steps:

@@ -14,6 +14,7 @@ from fope_jax.storage.paths import as_path
 
 OVERRIDE = "--config."
 _OPTION = re.compile(r"-(?![\d.])")  # not a negative number
+_CONFIG_FILE = re.compile(r"[^-].*\.(py|json)(:|$)")
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -186,10 +187,11 @@ def parse_arguments(
         parser.error(str(error))
     arguments, strangers = parser.parse_known_args(words)
     if strangers or (overrides and not hasattr(arguments, "config")):
-        getattr(arguments, "parser", parser).error(
-            f"unknown argument {(strangers or overrides)[0]!r}"
-            " (a configuration value is given as --config.train.steps=100)"
-        )
+        stranger = (strangers or overrides)[0]
+        advice = "a configuration value is given as --config.train.steps=100"
+        if hasattr(arguments, "config") and _CONFIG_FILE.match(stranger):
+            advice = f"a configuration is given as --config {stranger}"
+        getattr(arguments, "parser", parser).error(f"unknown argument {stranger!r} ({advice})")
     arguments.overrides = overrides
     return arguments
 

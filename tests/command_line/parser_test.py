@@ -57,6 +57,13 @@ def test_a_verb_like_none_or_like_two_gets_no_suggestion(word, capsys):
     [
         (["train"], "--config, --workdir", "fope train --config configs/quickstart.py --workdir"),
         (["evaluate"], "", "fope evaluate "),
+        (
+            ["plan"],
+            "--config, --topology",
+            "fope plan --config configs/paper/c4_books.py --topology",
+        ),
+        (["doctor"], "", "fope doctor runs/fope"),
+        (["gallery"], "-o/--out", "fope gallery -o runs/gallery"),
         (["data"], "ACTION", "fope data build --config configs/quickstart.py"),
     ],
 )
@@ -111,3 +118,18 @@ def test_a_value_with_a_space_is_no_positional_argument():
 def test_a_value_that_is_left_out_is_named(rest, capsys):
     said = refusal(["train", "--config", "x.py", "--config.train.steps", *rest], capsys)
     assert "--config.train.steps has no value; accepted: --config.train.steps=VALUE or" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (
+            ["train", "configs/a.py:smoke"],
+            "a configuration is given as --config configs/a.py:smoke",
+        ),
+        (["config", "run/config.json"], "a configuration is given as --config run/config.json"),
+        (["evaluate", "a", "b"], "a configuration value is given as --config.train.steps=100"),
+    ],
+)
+def test_a_configuration_without_its_option_is_shown_with_it(words, advice, capsys):
+    assert f"unknown argument '{words[-1]}' ({advice})" in refusal(words, capsys)

@@ -161,3 +161,9 @@ def test_a_file_of_the_user_goes_first_and_nothing_outside_is_taken(tmp_path, mo
     for name in ("../setup", "../tests/conftest"):
         with pytest.raises(ConfigError, match="does not exist"):
             load_config(name)
+
+
+def test_a_run_in_place_of_a_configuration_names_its_own(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"that of this run is {tmp_path}/config.json"):
+        load_config(str(tmp_path))

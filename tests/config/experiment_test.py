@@ -143,7 +143,10 @@ def test_the_training_length_is_stated_once(spec):
         ("train.steps", r"'train.steps' has no value \(form: --config.train.steps=100\)"),
         ("train.gradient_clip=a", r"gradient_clip = 'a' is str; accepted: float \| None"),
         ("train.schedule=cosin", r"schedule = 'cosin' is str; accepted: .*'cosine', 'constant'"),
-        ("evaluate.lengths=1,x", r"lengths = \(1, 'x'\) is tuple; accepted: tuple\[int \| float"),
+        (
+            "evaluate.lengths=1,x",
+            r"lengths = \(1, 'x'\): 'x' is str; accepted: tuple\[int \| float",
+        ),
         ("position.sigma=big", r"config.position.sigma = 'big' is str; accepted: float"),
         ("train.steps=0", r"config.train: steps = 0; accepted: an integer of 1 or more"),
         ("train.accumulate=3", r"accumulate = 3; accepted: a divisor of batch_size = 4"),
@@ -303,7 +306,7 @@ def test_stages_follow_from_the_first_lengths(spec):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("32", r"first_lengths = \(32,\) is tuple; accepted: tuple\[str, ...\]"),
+        ("32", r"first_lengths = \(32,\): 32 is int; accepted: tuple\[str, ...\]"),
         ("32:4", r"first_lengths = '32:4'; accepted: 'length=updates', 1 update or more of seq"),
         ("32=0", r"first_lengths = '32=0'; accepted: 'length=updates', 1 update or more"),
         ("128=2", r"'128=2'; accepted: .* of sequences shorter than length = 128"),

@@ -46,6 +46,11 @@ def test_files_of_the_user(tmp_path):
     own = read_held_out(f"mine={tmp_path}/*", BYTES, CONFIG)
     assert own.split == "mine"
     assert BYTES.decode(t for t in own.stream if t != BYTES.eos_id) == "onetwo"
+    (tmp_path / "b.jsonl").write_text(json.dumps({"content": "three"}) + "\n")
+    own = read_held_out(f"mine={tmp_path}/b.jsonl", BYTES, CONFIG, field="content")
+    assert BYTES.decode(t for t in own.stream if t != BYTES.eos_id) == "three"
+    with pytest.raises(CorpusError, match="no string field 'text'.*evaluate.text_field=NAME"):
+        read_held_out(f"mine={tmp_path}/b.jsonl", BYTES, CONFIG)
     with pytest.raises(CorpusError, match=r"evaluate\.texts: '.*/\*\.md' matches no file"):
         read_held_out(f"mine={tmp_path}/*.md", BYTES, CONFIG)
     (tmp_path / "empty.txt").write_text("")

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
-from fope_jax.data.tokenizers import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.evaluate import protocols as protocols_module
 from fope_jax.evaluate import run as run_module
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
@@ -247,8 +247,11 @@ def test_other_settings_are_scored_again_and_only_those(workdir, scored):
 
 
 def test_settings_can_be_changed_for_one_call(workdir, scored):
-    kept, config = quiet(workdir), (workdir / "config.json").read_text()
-    rows = quiet(workdir, overrides=["--config.evaluate.num_windows=5"])
+    kept, config, lines = quiet(workdir), (workdir / "config.json").read_text(), []
+    rows = quiet(workdir, overrides=["--config.evaluate.num_windows=5"], say=lines.append)
+    assert lines[2] == (
+        "same-tokens (validation): its rows for step 7 give way to new ones: num_windows 9, now 5"
+    )
     assert scored[3:] == ["same-tokens (validation)"]
     assert sum(r["tokens"] for r in rows if r["kind"] == "perplexity") == 3 * 5 * 16
     assert (workdir / "config.json").read_text() == config
@@ -553,6 +556,24 @@ def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):
     }
     assert {row["context"] for row in rows if row["kind"] == "perplexity"} == {16, 32, 48}
     assert scored == ["same-tokens (validation)", "same-tokens (letters)"]
+
+
+def test_texts_alone_need_no_token_cache(tmp_path, monkeypatch, scored):
+    """As of imported weights, which else take the building of a corpus nobody asks about."""
+    workdir = save_run(tmp_path / "run", changed(model={"vocab_size": 259}))
+    info = {"tokenizer": describe_tokenizer(BytesTokenizer())}
+    (workdir / "run.json").write_text(json.dumps(info))
+    (tmp_path / "letters.txt").write_text("A letter, long enough for a window. " * 40)
+
+    def no_cache(self, split):
+        raise AssertionError(f"the cache of {split} is opened")
+
+    monkeypatch.setattr(RunData, "open", no_cache)
+    changes = ["evaluate.splits=", f"evaluate.texts=letters={tmp_path}/letters.txt"]
+    changes += ["evaluate.passkey_lengths=16", "evaluate.retrieval_tasks=multi_key"]
+    rows = quiet(workdir, overrides=changes, protocols=["same-tokens", "passkey", "retrieval"])
+    assert {row["split"] for row in rows if row["kind"] == "perplexity"} == {"letters"}
+    assert {"passkey (compact)", "retrieval (multi_key)"} < {*scored}
 
 
 # ---------------------------------------------------------------------------- not finite

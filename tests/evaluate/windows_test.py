@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.evaluate.windows import place_blocks, place_windows, position_buckets, share_evenly
+from fope_jax.evaluate.windows import (
+    TooShortError,
+    place_blocks,
+    place_windows,
+    position_buckets,
+    share_evenly,
+)
 
 
 def documents(lengths):
@@ -68,6 +74,11 @@ def test_windows_reach_both_ends_of_a_document():
 def test_bad_windows_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         place_windows(documents([200, 300]), **arguments)
+
+
+def test_a_run_without_text_is_told_of_texts():
+    with pytest.raises(TooShortError, match="no documents, as in a run of tasks.*evaluate.texts"):
+        place_windows(documents([]), longest=8, scored=4, total=2)
 
 
 @pytest.mark.parametrize(("context", "training_length"), [(2048, 128), (512, 512), (100, 128)])

@@ -153,6 +153,7 @@ def test_what_can_be_asked_for(rope, text, label, position):
     [
         (["yarn"], "--as yarn: it needs a factor, how many times longer: yarn:factor=4"),
         (["yarm:factor=4"], "--as yarm:factor=4: unknown method 'yarm'; did you mean 'yarn'"),
+        (["same,yarn:factor=4"], "one method; give --as once for each of several"),
         (["yarn:factor"], "'factor' is no KNOB=VALUE, such as yarn:factor=4"),
         ([":factor=4"], "accepted: METHOD:KNOB=VALUE,.. such as yarn:factor=4"),
         (["yarn:factor=x"], "factor"),

@@ -1,5 +1,7 @@
 """The hooks of every method: axes of variables, the kernel's form of a bias, identities."""
 
+from dataclasses import dataclass
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -106,3 +108,20 @@ def test_origins_are_the_frequencies_before_scaling():
     assert set(scaled.origins(12)) <= set(plain.origins(12))
     wrapped = LogitScaling(plain, training_length=40)
     np.testing.assert_array_equal(wrapped.frequencies(12), plain.frequencies(12))
+
+
+@dataclass(frozen=True)
+class AllHeads(PositionEmbedding):
+    """A bias of all heads at once, where that of one is asked for."""
+
+    def bias(self, variables, q_positions, k_positions):
+        return jnp.zeros((1, 4, 8, 8))
+
+
+def test_a_bias_of_another_shape_is_named_with_what_is_expected():
+    positions = jnp.arange(8)[None]
+    message = (
+        r"AllHeads.bias has shape \(1, 4, 8, 8\) .* broadcasts to \(1, 8, 8\), the bias of one"
+    )
+    with pytest.raises(ValueError, match=message):
+        bias_of_heads(AllHeads(), {}, positions, positions)

@@ -326,6 +326,7 @@ def stranger(tmp_path, monkeypatch):
     """A module of someone else, importable and not imported; its names are forgotten afterwards."""
     (tmp_path / "stranger.py").write_text(STRANGER)
     (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    (tmp_path / "raises.py").write_text("import dataclasses\n\nx = 1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "stranger"
     sys.modules.pop("stranger", None)
@@ -368,6 +369,7 @@ def test_methods_and_scalings_of_others_go_both_ways(stranger):
     [
         ({"method": "no_such_module:X"}, "'no_such_module' cannot be imported: ModuleNotFoundEr"),
         ({"method": "broken:X"}, "'broken' cannot be imported: ModuleNotFoundError: No module.*PY"),
+        ({"method": "raises:X"}, r"'raises' .* ZeroDivisionError: .* \(.*raises.py, line 3\)$"),
         ({"method": "stranger:Dampd"}, "module 'stranger' has no 'Dampd'"),
         ({"method": "stranger:number"}, "3 is no class of PositionEmbedding"),
         ({"method": "stranger:Halved"}, "Halved.* is no class of PositionEmbedding"),

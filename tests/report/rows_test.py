@@ -84,7 +84,9 @@ def test_directories_that_are_no_runs_are_named(tmp_path, make_run):
         read_runs([tmp_path / "nothing"])
     run = make_run("rope")
     (run / "metrics.jsonl").unlink()
-    with pytest.raises(ReportError, match="rope-0 has no metrics.jsonl: .* not been trained"):
+    with pytest.raises(
+        ReportError, match="rope-0 has no metrics.jsonl: .* neither trained nor evaluated"
+    ):
         read_runs([run])
     (run / "config.json").write_text('{"name": "rope"}')
     with pytest.raises(ReportError, match="config.json has no 'seed'"):

@@ -130,6 +130,9 @@ def test_a_task_that_no_variant_solves_is_one_line(make_run, synthetic):
         "from 128 to 2,048 tokens."
     ) in text
     assert "Passkeys found" not in text
+    longer = [row | {"variant": "nope"} for row in rows if row.get("context", 0) > 128]
+    runs = [make_run("rope", name="all", rows=rows), make_run("nope", rows=longer)]
+    assert "lengths from 128 to 2,048 tokens that it was asked at." in text_tables(read_runs(runs))
 
 
 def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):

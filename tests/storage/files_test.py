@@ -10,6 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from fope_jax.command_line.common import local_path
+from fope_jax.config import ConfigError, load_config
+from fope_jax.interop.hub import local_checkpoint
+from fope_jax.report.html import make_output
 from fope_jax.storage import directories, files, paths
 from fope_jax.storage.directories import (
     check_output,
@@ -19,12 +23,26 @@ from fope_jax.storage.directories import (
     remove_empty_directories,
 )
 from fope_jax.storage.files import BucketLineWriter, LineWriter, open_line_writer, write_json
-from fope_jax.storage.paths import as_path
+from fope_jax.storage.paths import as_path, glob_paths
 
 
 @pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), "/a/b", "."])
 def test_a_path_of_this_machine_is_that_of_pathlib(given):
     assert as_path(given) == Path(given) and type(as_path(given)) is type(Path())
+
+
+def test_a_leading_tilde_is_the_home_directory_as_in_a_shell(tmp_path, monkeypatch):
+    """Else `--workdir=~/runs/x`, which no shell expands, makes a directory called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").touch()
+    assert as_path("~/runs") == as_path(Path("~/runs")) == tmp_path / "runs"
+    assert glob_paths("~/*.txt") == [tmp_path / "a.txt"]
+    assert local_checkpoint("hf:~/model") == tmp_path / "model"
+    assert make_output("~/page", "the report") == tmp_path / "page"
+    assert local_path("~/out") == tmp_path / "out"
+    with pytest.raises(ConfigError, match=f"'{tmp_path}/none.py' does not exist"):
+        load_config("~/none.py")
+    assert as_path("a/~/b") == Path("a/~/b") and as_path("~x") == Path("~x")
 
 
 @pytest.mark.parametrize("given", ["s3://bucket/run", "http://host/x", "gs://", "gs:///x"])

@@ -106,6 +106,15 @@ def test_what_cannot_go_on_says_what_to_do(rope, tmp_path, changes, overrides, m
         continued_experiment(workdir, 4, overrides)
 
 
+@pytest.mark.parametrize("origin", ["imported", "untrained"])
+def test_weights_that_were_not_trained_here_go_on_by_extension(rope, tmp_path, origin):
+    workdir = with_config(rope, tmp_path / "run")
+    info = read(workdir / "run.json") | {origin: {}}
+    (workdir / "run.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match="no training here.*fope extend .* --method same"):
+        continued_experiment(workdir, 4, [])
+
+
 def test_a_change_of_the_model_is_refused(rope, tmp_path, capsys):
     workdir = shutil.copytree(rope, tmp_path / "rope")
     command = ["train", "--continue-for", "4", "--workdir", str(workdir)]

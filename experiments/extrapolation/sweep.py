@@ -18,11 +18,15 @@ LENGTH = 128
 # what longer sequences alone do.
 EXTENSIONS = {"rope": ("same", "yarn", "yarn16", "fope"), "fope": ("yarn", "yarn16", "fope")}
 METHODS = {"yarn16": "yarn"}  # of `fope extend`, where it is not the name above
-KNOBS = {
-    ("rope", "fope"): ("position.preset=official",),
-    ("rope", "yarn16"): ("position.factor=16", "position.attention_factor=1"),
-    ("fope", "yarn16"): ("position.factor=16", "position.attention_factor=1"),
+YARN16 = {
+    (method, "yarn16"): (
+        "position.factor=16",
+        "position.attention_factor=1",
+        f"name={method}+yarn16-{2 * LENGTH}",
+    )
+    for method in EXTENSIONS
 }
+KNOBS = {("rope", "fope"): ("position.preset=official",), **YARN16}
 
 
 def base(method, seed, steps):

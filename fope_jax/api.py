@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -442,8 +443,9 @@ def evaluate(
         `fope evaluate --as`: ``["same", "yarn:factor=4", "nope"]``.
       force: measure again what has been measured.
       verbose: print messages and progress bars to stderr.
-      **values: other fields of the run's section evaluate, such as ``num_windows=64``; and
-        ``data_cache_dir``, where a token cache was moved to.
+      **values: other fields of the run's section evaluate, such as ``num_windows=64``, also with
+        its name, ``evaluate_num_windows``; and ``data_cache_dir``, where a token cache was moved
+        to.
 
     Returns:
       A data frame with a row for each run, protocol, text or task, and context. Its columns: ``run,
@@ -452,6 +454,7 @@ def evaluate(
     Raises:
       ConfigError: an unknown field; NonFiniteError, LockError, ValueError as `fope evaluate`.
     """
+    values = {name.removeprefix("evaluate_"): value for name, value in values.items()}
     if contexts is not None:
         values |= {"lengths": contexts, "passkey_lengths": contexts}
     if retrieval_tasks is not None:
@@ -659,11 +662,11 @@ def _session(verbose: bool) -> Iterator[None]:
             if error.exit_code != 128 + signal.SIGINT:
                 raise
             raise KeyboardInterrupt(str(error)) from None
-        except Exception as error:
-            if OVERRIDE in str(error):  # messages are those of the command line
-                error.add_note(
-                    f"{OVERRIDE}SECTION.KEY=VALUE is the argument SECTION_KEY=VALUE here"
-                )
+        except Exception as error:  # whose message is that of the command line
+            if OVERRIDE in str(error):
+                error.add_note(f"{OVERRIDE}SECTION.KEY=VALUE is SECTION_KEY=VALUE in Python")
+            elif re.search(r"(^|\W)--[a-z]", str(error)):
+                error.add_note("--an-option is an_option=... in Python")
             raise
 
 

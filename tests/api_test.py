@@ -144,7 +144,7 @@ def test_verbose_says_what_is_done(run, capfd):
     fj.evaluate(run, contexts=[1], verbose=True)
     fj.evaluate(run, contexts=[1])
     out, err = capfd.readouterr()
-    assert out == "" and err.count("retrieval (recall)") == 1
+    assert out == "" and err.count("retrieval (recall): scored") == 1
 
 
 # ---------------------------------------------------------------------------- what a run computes
@@ -202,6 +202,7 @@ def test_a_text_is_continued_by_a_text(run):
         (lambda run: run.generate("a", seed=2**32), "seed = 4294967296; accepted: 0 to 429"),
         (lambda run: run.rows("x"), "has rows of: .*train"),
         (lambda run: fj.evaluate(run, num_windos=3), r"no field 'num_windos' \(nearest: num_win"),
+        (lambda run: fj.evaluate(run, evaluate_num_windows=0.5), "num_windows = 0.5"),
         (lambda run: fj.train(CONFIG, run.workdir, steps=3), r"'steps'.*\(nearest: train_steps\)"),
         (lambda run: fj.train(CONFIG, run.workdir, train_stepz=3), "nearest: train.steps"),
         (lambda run: fj.train(CONFIG, run.workdir, seed=2), "seed: 1, now 2"),
@@ -213,6 +214,12 @@ def test_a_text_is_continued_by_a_text(run):
 def test_mistakes_are_named(run, attempt, told):
     with pytest.raises(ValueError, match=told):
         attempt(run)
+
+
+def test_an_option_in_a_message_is_given_as_an_argument(run, tmp_path):
+    with pytest.raises(ValueError, match="--allow-shorter") as raised:
+        fj.extend(run, method="yarn", length=1, workdir=tmp_path)
+    assert raised.value.__notes__ == ["--an-option is an_option=... in Python"]
 
 
 def test_a_step_that_does_not_exist_is_said_before_it_is_read(run):
@@ -334,7 +341,7 @@ def test_what_a_hugging_face_directory_lacks_is_said_in_terms_of_the_call(tmp_pa
         return
     with pytest.raises(ConfigError, match="has no tokenizer.json") as raised:
         fj.load(tmp_path)
-    assert "is the argument SECTION_KEY=VALUE here" in raised.value.__notes__[0]
+    assert "is SECTION_KEY=VALUE in Python" in raised.value.__notes__[0]
 
 
 @pytest.mark.slow

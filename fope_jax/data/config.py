@@ -184,6 +184,13 @@ class DataConfig:
             accepted = f"entries 'corpus=weight', a corpus of {single} and a positive weight"
             self._require("mixture", weighted, accepted)
             self._require("mixture", len(set(corpora)) == len(corpora), "each corpus once")
+        for field in ("train_files", "validation_files"):
+            is_read = not getattr(self, field) or {"text", "c4"} & {*corpora}
+            self._require(
+                field,
+                bool(is_read),
+                f"none, --config.data.{field}= ; files are read with corpus = 'text'",
+            )
         for name in corpora:
             if name == "gutenberg":
                 books, both = (

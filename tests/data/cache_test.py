@@ -294,12 +294,13 @@ def test_only_what_decides_the_tokens_decides_the_directory(text_config):
     one = cache_directory(text_config())
     assert cache_directory(text_config(packing="windows")) == one
     assert cache_directory(text_config(vocab_size=100)) == one  # bytes have their own number
+    books = text_config(corpus="gutenberg", train_files=(), validation_files=())
     others = [
         text_config(tokenizer="sentencepiece"),
         text_config(tokenizer="sentencepiece", vocab_size=300),
         text_config(train_files=("a.txt",)),
-        text_config(corpus="gutenberg"),
-        text_config(corpus="gutenberg", excluded_books=("bible-kjv",)),
+        books,
+        dataclasses.replace(books, excluded_books=("bible-kjv",)),
         text_config(corpus="c4", train_files=(), validation_files=(), tfds_data_dir="d"),
         text_config(corpus="mixture", mixture=("text=1", "gutenberg=1")),
         text_config(corpus="mixture", mixture=("text=1", "gutenberg=2")),

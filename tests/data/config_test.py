@@ -20,6 +20,7 @@ FILES = {"train_files": ("a.txt",), "validation_files": ("b.txt",)}
         ({"cache_dir": ""}, "cache_dir = ''"),
         ({"cache_dir": "s3://b/c"}, "cache_dir = 's3://b/c'.*or gs://BUCKET/PATH"),
         ({"corpus": "text", "train_files": ("s3://b/*.txt",)}, r"train_files = \('s3.*gs://BUCKET"),
+        ({"train_files": ("a.txt",)}, r"train_files = .* corpus = 'gutenberg'.*corpus = 'text'"),
         ({"corpus": "text"}, r"train_files = \(\).*globs"),
         ({"corpus": "text", "train_files": ("a.txt",)}, r"validation_files = \(\)"),
         ({"corpus": "c4"}, r"train_files = \(\).*tfds_data_dir"),

@@ -106,7 +106,7 @@ CLAIMS = (
     ),
     Claim(
         "the 60m step takes {} to {} GB a chip, and {} MB a chip and step cross the data "
-        "center's network. That takes {} ms at a chip's share of its machine's network cards, "
+        "center's network: the sums of gradients, once. That takes {} ms at a chip's share of its machine's network cards, "
         "beside {} ms of memory traffic with RoPE and {} ms with FoPE",
         lambda: [
             *needed("two_slices"),

@@ -132,6 +132,7 @@ PAGE = Page(
             "to 128 lanes",
             "splash keeps 128",
             "64 chips of v6e",
+            "SmolLM-1.7B at 4,096 tokens",
         ],
         "compiled without a row": [
             "the loss over the vocabulary moves 34 GB",

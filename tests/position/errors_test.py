@@ -53,6 +53,7 @@ from fope_jax.position import (
     make,
     make_scaling,
     rotate,
+    scaled_frequencies,
     sinusoidal_table,
 )
 from fope_jax.position.scaling import apply_scaling
@@ -477,3 +478,8 @@ def test_positions_beyond_the_learned_table_are_never_another_row():
     table = {"table": jnp.ones((8, 4))}
     out = method.embed(table, jnp.zeros((1, 3, 4)), jnp.array([[7, 8, -1]]))
     assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1:]).all()
+
+
+def test_one_scaling_in_place_of_a_chain_is_shown_as_one():
+    with pytest.raises(ValueError, match=r"expected a tuple of scalings, write \(YaRN\("):
+        scaled_frequencies(64, 10_000.0, YaRN(4.0, 512))

@@ -82,10 +82,10 @@ def scaled_frequencies(
     """RoPE's frequencies ``inv_freq [H/2]``, changed by each scaling in order.
 
     They are float64 NumPy unless a scaling follows a traced ``length`` (see ``Scaling.__call__``).
-    Raises ValueError as ``inverse_frequencies`` and the scalings do.
+    Raises ValueError as ``inverse_frequencies`` and the scalings do, and for no chain of them.
     """
     frequencies = RotaryFrequencies(inverse_frequencies(head_dim, theta), theta)
-    return apply_scaling(frequencies, scaling, length)
+    return apply_scaling(frequencies, check_chain(scaling), length)
 
 
 def apply_scaling(

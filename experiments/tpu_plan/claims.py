@@ -110,8 +110,8 @@ CLAIMS = (
     ),
     Claim(
         "the 60m step takes {} to {} GB a chip, and {} MB a chip and step cross the data "
-        "center's network: the sums of gradients, once. That takes {} ms at a chip's share of its machine's network cards, "
-        "beside {} ms of memory traffic with RoPE and {} ms with FoPE",
+        "center's network: the sums of gradients, once. That takes {} ms at a chip's share of its "
+        "machine's network cards, beside {} ms of memory traffic with RoPE and {} ms with FoPE",
         lambda: [
             *needed("two_slices"),
             rows("two_slices")[0]["dcn_bytes"] / 1e6,

@@ -68,9 +68,10 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def refused(place, monkeypatch, capfd):
+def refused(place, monkeypatch, capfd, tmp_path):
     """Runs a command line that must be refused; returns what it says."""
     monkeypatch.chdir(place)
+    monkeypatch.setenv("HOME", str(tmp_path / "~"))  # which is what ~ stands for
     before = sorted(place.rglob("*"))
 
     def run(line: list[str]) -> str:

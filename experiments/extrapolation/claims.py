@@ -132,12 +132,14 @@ PAGE = Page(
     path="experiments/extrapolation/README.md",
     claims=CLAIMS,
     tables=(Table(r"\| context \(tokens\) \| 128", by_row(cells)),),
-    exempt={"settings": [
+    exempt={
+        "settings": [
             "8 times the length it was stretched to",
             "(factor 16, no",
             "With factor 2 it ends",
             "With factor 16",
             "The paper, with factor 16,",
-        ]},
+        ]
+    },
     exempt_sections={"": "settings and times", "What this cannot show": "settings"},
 )

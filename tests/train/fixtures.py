@@ -129,11 +129,12 @@ def compiling_once():
         def lower(self):
             return self
 
-        def compile(self):
+        def compile(self, compiler_options):
             shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
             key = (self.plan.experiment, self.plan.mesh, shapes)
             if key not in COMPILED_STEPS:
-                COMPILED_STEPS[key] = state.trace_step(self.plan, self.batch).lower().compile()
+                lowered = state.trace_step(self.plan, self.batch).lower()
+                COMPILED_STEPS[key] = lowered.compile(compiler_options=compiler_options)
             return COMPILED_STEPS[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -74,8 +74,9 @@ class TrainConfig:
         mean, see ``train.bad_steps``; None checks only that they are finite.
       on_save_error: if a checkpoint cannot be written: "stop", or "continue" and try at the next
         one. The last checkpoint must be written.
-      compiler_options: XLA's for the program of a step, each as "name=value"; None takes the tuned
-        ones of ``train.compiler_options``, () none. They change its speed and memory.
+      compiler_options: XLA's for the program of a step, each as "name=value", which change its
+        speed and memory; () is none, None those tuned for the mesh, see
+        ``fope_jax.train.compiler_options``.
     """
 
     steps: int

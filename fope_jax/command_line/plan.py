@@ -102,3 +102,5 @@ def plan(arguments: argparse.Namespace) -> None:
         (arguments.out / "plan.jsonl").write_text(lines)
         (arguments.out / "plan.md").write_text(table.to_markdown(rows) + "\n")
         table.write_page(rows, arguments.out / "plan.html")
+    if all("error" in row for row in rows):
+        raise ValueError(f"none of these steps is possible: {rows[0]['error']}")

@@ -132,6 +132,19 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     assert len(asked) == 5
 
 
+def test_a_plan_of_nothing_possible_fails(capsys, monkeypatch):
+    """After its table; a case that is possible beside one that is not is an answer."""
+    answers = [{"error": "heads"}, {"error": "rows"}, ROW, {"error": "rows"}]
+    monkeypatch.setattr(planning, "libtpu_version", lambda: "1")
+    monkeypatch.setattr(planning, "compile_cached", lambda *_: answers.pop(0))
+    command = ["plan", "--config", CONFIG, "--topology", "v5e:2x2", "--method", "rope,fope"]
+    assert main([*command, "--jobs", "1"]) == 2
+    captured = capsys.readouterr()
+    assert "not possible: rows" in captured.out
+    assert "none of these steps is possible: heads" in captured.err
+    assert main([*command, "--jobs", "1"]) == 0
+
+
 def test_a_plan_says_what_compiler_options_change(experiment):
     cases = make_cases(
         experiment, topologies=["v5e:4x4"], methods=["rope", "fope"], compare_options=True

@@ -15,6 +15,7 @@ its own. `build` tokenizes random words with a byte-level BPE of 4,096 tokens.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -214,8 +215,7 @@ def show_builds(
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for count in map(int, documents):
-        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
-        try:
+        with _directory_of_text(count, scratch, text) as directory:
             tokenizer = _write_text(directory, count)
             one = rate_alone(directory, 1)
             for number in workers:
@@ -232,9 +232,16 @@ def show_builds(
                     f" | {row['cpu_rate'] / cpu_rate:.0%} of {cpu_rate:,.0f} | {row['main']:.1f} |",
                     flush=True,
                 )
-        finally:
-            if not text:
-                shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def _directory_of_text(count: int, scratch: Path | None, text: Path | None) -> Iterator[Path]:
+    """A directory for so many documents: one of ``text`` stays, another is deleted afterwards."""
+    if text:
+        yield text / str(count)
+        return
+    with tempfile.TemporaryDirectory(dir=scratch) as directory:
+        yield Path(directory)
 
 
 def _time_build(directory: Path, tokenizer: Path, cache_dir: str, workers: int) -> dict[str, Any]:
@@ -302,8 +309,7 @@ def show_share(documents: list[float], scratch: Path | None, text: Path | None) 
     print("| documents | what | s of CPU | of which in the tokenizer |")
     print("|---|---|---|---|")
     for count in map(int, documents):
-        directory = text / str(count) if text else Path(tempfile.mkdtemp(dir=scratch))
-        try:
+        with _directory_of_text(count, scratch, text) as directory:
             path = _write_text(directory, count)
             with tempfile.TemporaryDirectory(dir=scratch) as cache_dir:
                 config = _config(directory, path, cache_dir)
@@ -311,9 +317,6 @@ def show_share(documents: list[float], scratch: Path | None, text: Path | None) 
                     seconds, inside = _seconds_inside(functools.partial(run, config, workers=1))
                     share = f"{inside:.2f} ({inside / seconds:.1%})"
                     print(f"| {count:,} | {what} | {seconds:.2f} | {share} |", flush=True)
-        finally:
-            if not text:
-                shutil.rmtree(directory)
 
 
 def _work(config: DataConfig, workers: int) -> None:

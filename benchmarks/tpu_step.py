@@ -12,9 +12,6 @@ moments, RoPE, and the same tokens a step. Bytes are counted alike, from the com
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -27,17 +24,17 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.worker import needs_compiler_environment, run_for_compiler
 from fope_jax.config import Experiment, build_experiment, load_config
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import make_mesh
-from fope_jax.position import RoPE
 from fope_jax.report.markdown import markdown_table
-from fope_jax.tpu.compile import measure_step, parse_out_of_memory
+from fope_jax.tpu.compile import measure_step, memory_by_class, parse_out_of_memory
 from fope_jax.tpu.flops import model_flops
 from fope_jax.tpu.hlo import measure_traffic
 from fope_jax.tpu.plan import make_cases
-from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, parse_topology, topology_devices
+from fope_jax.tpu.topology import parse_topology, topology_devices
 
 CONFIG = "configs/paper/c4_books.py"
 HEADINGS = ["T", "step", "memory GB", "HBM GB", "HBM ms", "MFU at most", "compiled s"]
@@ -137,15 +134,14 @@ def measure_plain(experiment: Experiment, topology: str) -> dict[str, Any]:
         if (sizes := parse_out_of_memory(str(error))) is None:
             raise
         return {"fits": False, "needed_bytes": sizes[0], "limit_bytes": sizes[1]}
-    memory = compiled.memory_analysis()
-    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
     moved = measure_traffic(compiled.as_text(), lambda names: 1)
     seconds = moved.hbm / chip.hbm_bandwidth
-    useful = model_flops(experiment.model, RoPE(), train.batch_size, train.length) / len(devices)
+    useful = model_flops(
+        experiment.model, experiment.position, train.batch_size, train.length
+    ) / len(devices)
     return {
         "fits": True,
-        "needed_bytes": needed + memory.generated_code_size_in_bytes,
+        "needed_bytes": sum(memory_by_class(compiled).values()),
         "hbm_bytes": moved.hbm,
         "seconds": {"hbm": seconds},
         "mfu_bound": useful / chip.flops / seconds,
@@ -176,20 +172,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--steps", nargs="+", default=["fope_jax", "plain"])
     args = parser.parse_args(argv)
-    if COMPILER_ENVIRONMENT.keys() - os.environ.keys():
-        # The compiler reads its environment before jax starts.
-        given = sys.argv[1:] if argv is None else argv
-        command = [sys.executable, "-m", "benchmarks.tpu_step", *given]
-        environment = os.environ | COMPILER_ENVIRONMENT
-        return subprocess.run(command, env=environment, check=False).returncode
-    experiment = build_experiment(load_config(f"{CONFIG}:size={args.size},position=rope"))
+    if needs_compiler_environment():
+        return run_for_compiler("benchmarks.tpu_step", argv)
+    experiment = build_experiment(load_config(f"{CONFIG}:position=rope"))
     measures = {"fope_jax": measure_step, "plain": measure_plain}
     lines = []
-    for case in make_cases(experiment, topologies=[args.topology], lengths=args.lengths):
-        changed = dataclasses.replace(case.experiment, position=RoPE())
+    for case in make_cases(
+        experiment, topologies=[args.topology], sizes=[args.size], lengths=args.lengths
+    ):
         for name in args.steps:
-            row = measures[name](changed, args.topology)
-            lines.append(cells(name, changed.train.length, row))
+            row = measures[name](case.experiment, args.topology)
+            lines.append(cells(name, case.experiment.train.length, row))
             print(*lines[-1], sep=", ", file=sys.stderr, flush=True)
     print(markdown_table(HEADINGS, lines))
     return 0

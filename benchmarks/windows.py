@@ -12,8 +12,6 @@ bfloat16.
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,13 +21,14 @@ import jax.numpy as jnp
 
 from benchmarks.cost import ratio, time_interleaved
 from benchmarks.memory import exponent
+from benchmarks.worker import needs_compiler_environment, run_for_compiler
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.position import NoPE
 from fope_jax.position.base import Layer
 from fope_jax.tpu.flops import program_flops
 from fope_jax.tpu.hlo import measure_traffic
-from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, topology_devices
+from fope_jax.tpu.topology import topology_devices
 
 HEAD_DIM = 64
 
@@ -212,13 +211,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each program")
     parser.add_argument("--topology", default="v5e:2x2", help="one chip of it is compiled for")
     args = parser.parse_args(argv)
-    if args.what == "tpu" and COMPILER_ENVIRONMENT.keys() - os.environ.keys():
-        # The compiler reads its environment before jax starts.
-        given = sys.argv[1:] if argv is None else argv
-        command = [sys.executable, "-m", "benchmarks.windows", *given]
-        return subprocess.run(
-            command, env=os.environ | COMPILER_ENVIRONMENT, check=False
-        ).returncode
+    if args.what == "tpu" and needs_compiler_environment():
+        return run_for_compiler("benchmarks.windows", argv)
     if args.what == "memory":
         lengths = args.lengths or [4096, 8192, 16384, 32768, 65536]
         print(memory_table(lengths, args.heads or 4, args.window))

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
+
+from fope_jax.tpu.topology import COMPILER_ENVIRONMENT
 
 
 class Worker:
@@ -47,3 +52,16 @@ class Worker:
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def needs_compiler_environment() -> bool:
+    """Whether this process lacks what the TPU compiler reads, before jax starts."""
+    return bool(COMPILER_ENVIRONMENT.keys() - os.environ.keys())
+
+
+def run_for_compiler(module: str, arguments: Sequence[str] | None) -> int:
+    """Runs a benchmark in a process that has it; ``arguments`` default to this process's."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command = [sys.executable, "-m", module, *given]
+    environment = os.environ | COMPILER_ENVIRONMENT
+    return subprocess.run(command, env=environment, check=False).returncode

@@ -71,13 +71,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         row |= {"fits": False, "needed_bytes": sizes[0], "limit_bytes": sizes[1]}
         return row | {"compile_seconds": time.perf_counter() - began}
     row["compile_seconds"] = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    classes = {
-        "arguments": memory.argument_size_in_bytes,
-        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "temporaries": memory.temp_size_in_bytes,
-        "program": memory.generated_code_size_in_bytes,
-    }
+    classes = memory_by_class(compiled)
     moved = measure_traffic(compiled.as_text(), trips)
     seconds = {
         "compute": flops / (chip.flops / chip.cores),
@@ -99,6 +93,17 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "seconds": seconds,
         "bound": bound,
         "mfu_bound": useful / (chip.flops / chip.cores) / seconds[bound],
+    }
+
+
+def memory_by_class(compiled: Any) -> dict[str, int]:
+    """Bytes that a compiled program needs of a device; their sum is all that it needs."""
+    memory = compiled.memory_analysis()
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
     }
 
 

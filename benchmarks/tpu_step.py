@@ -166,7 +166,7 @@ def cells(label: str, length: int, row: dict[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size", default="60m", choices=list(PRESETS))
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096])

@@ -45,7 +45,8 @@ _JAX_SETTINGS = (
     "jax_threefry_partitionable",
     "jax_numpy_dtype_promotion",
 )
-_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Where a user sets options of the compiler.
+FLAG_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Dump directories may differ; device counts are compared separately.
 _FLAGS_THAT_MAY_DIFFER = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
@@ -138,7 +139,7 @@ def software_versions() -> dict[str, Any]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     found |= {name: getattr(jax.config, name, None) for name in _JAX_SETTINGS}
-    for name in _FLAGS:
+    for name in FLAG_VARIABLES:
         flags = os.environ.get(name, "").split()
         found[name] = " ".join(f for f in flags if not f.startswith(_FLAGS_THAT_MAY_DIFFER))
     return found

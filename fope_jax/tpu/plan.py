@@ -21,6 +21,7 @@ from fope_jax.gallery.examples import choose, examples
 from fope_jax.model.config import REMAT, TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
+from fope_jax.processes.agreement import FLAG_VARIABLES
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, Topology, libtpu_version, parse_topology
 
 GB_PER_COMPILATION = 6  # host memory; the largest compilation measured took 4
@@ -188,7 +189,9 @@ def compile_cached(
         for path in sorted((package / room).rglob("*.py")):
             sources.update(path.read_bytes())
     parts = (experiment.model, experiment.position, experiment.train, experiment.mesh)
-    identity = [topology, versions, sources.hexdigest(), experiment.data.packing, *map(repr, parts)]
+    flags = [os.environ.get(name, "") for name in FLAG_VARIABLES]
+    program = (experiment.data.packing, *map(repr, parts))
+    identity = [topology, versions, sources.hexdigest(), flags, *program]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache / f"{key}.json" if cache else None
     if path and path.is_file():

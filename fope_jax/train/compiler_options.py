@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from fope_jax.processes.agreement import FLAG_VARIABLES
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ TPU_SHARDED_WEIGHTS = (
     "xla_tpu_enable_windowed_einsum_for_all_gather=false",
     "xla_tpu_enable_windowed_einsum_for_reduce_scatter=false",
 )
-_FLAG_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 
 
 def step_compiler_options(plan: StatePlan) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def step_compiler_options(plan: StatePlan) -> tuple[str, ...]:
         return given
     if plan.mesh.devices.flat[0].platform != "tpu" or plan.mesh.shape["fsdp"] == 1:
         return ()
-    flags = " ".join(os.environ.get(name, "") for name in _FLAG_VARIABLES)
+    flags = " ".join(os.environ.get(name, "") for name in FLAG_VARIABLES)
     return tuple(option for option in TPU_SHARDED_WEIGHTS if option.partition("=")[0] not in flags)
 
 

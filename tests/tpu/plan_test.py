@@ -130,6 +130,10 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     other = cases[0]._replace(experiment=dataclasses.replace(experiment, train=longer))
     plan([other], cache=tmp_path, jobs=1, advise=False)
     assert len(asked) == 5
+    # So is the same one with other options of the compiler.
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_some_option=true")
+    plan([other], cache=tmp_path, jobs=1, advise=False)
+    assert len(asked) == 6
 
 
 def test_a_plan_of_nothing_possible_fails(capsys, monkeypatch):

@@ -1,7 +1,7 @@
-"""Does FoPE's recall beyond L stay ahead with four times the updates and a learning rate of its own?
+"""Does recall beyond L keep its order with more updates and a learning rate for each method?
 
-    fope sweep experiments/recall_longer/sweep.py:stage=rates --workdir runs/recall_rates --jobs 2 \\
-        --results experiments/recall_longer/rates
+    fope sweep experiments/recall_longer/sweep.py:stage=rates --jobs 2 \\
+        --workdir runs/recall_rates --results experiments/recall_longer/rates
     fope sweep experiments/recall_longer/sweep.py --workdir runs/recall_longer --jobs 2 \\
         --results experiments/recall_longer/results
 

@@ -1,12 +1,14 @@
-"""A training step of ours beside a plain Flax NNX one of the same model, by the TPU compiler.
+"""A training step of ours beside others' of the same model, by the TPU compiler.
 
     python -m benchmarks.tpu_step --lengths 512 4096
+    python -m benchmarks.tpu_step --steps maxtext    # where MaxText is installed too
 
 Needs `pip install '.[tpu-compiler]'` and no TPU; nothing runs. The plain step is what one writes
 without a framework: nnx.Linear and nnx.RMSNorm, `jax.nn.dot_product_attention`, each layer
 recomputed in the backward pass (nnx.remat), optax's loss and AdamW, parameters sharded along their
 first axis and gathered by the partitioner. Both have bfloat16 activations, float32 parameters and
-moments, RoPE, and the same tokens a step. Bytes are counted alike, from the compiled programs.
+moments, RoPE, and the same tokens a step. MaxText's step is `benchmarks.maxtext_step`. Bytes are
+counted alike, from the compiled programs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +27,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.maxtext_step import compile_maxtext
 from benchmarks.worker import needs_compiler_environment, run_for_compiler
 from fope_jax.config import Experiment, build_experiment, load_config
 from fope_jax.model.config import TransformerConfig
@@ -96,10 +100,10 @@ class PlainTransformer(nnx.Module):
         return self.unembedding(self.norm(x)).astype(jnp.float32)
 
 
-def compile_plain(experiment: Experiment, devices: Sequence[Any]) -> Any:
+def compile_plain(experiment: Experiment, topology: str) -> Any:
     """The compiled plain step for the model and batch of ``experiment``."""
     config, train = experiment.model, experiment.train
-    mesh = make_mesh(experiment.mesh, devices)
+    mesh = make_mesh(experiment.mesh, topology_devices(topology))
     graphdef, params = nnx.split(nnx.eval_shape(lambda: PlainTransformer(config, nnx.Rngs(0))))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(6e-4, b2=0.95))
     moments = jax.eval_shape(optimizer.init, params)
@@ -124,29 +128,38 @@ def compile_plain(experiment: Experiment, devices: Sequence[Any]) -> Any:
     return step.lower(*state, sharded(rows), sharded(rows)).compile()
 
 
-def measure_plain(experiment: Experiment, topology: str) -> dict[str, Any]:
-    """As ``measure_step``, what of it the table shows."""
-    devices, chip = topology_devices(topology), parse_topology(topology).chip
-    train, began = experiment.train, time.perf_counter()
+def measure(
+    compile_step: Callable[[Experiment, str], Any], experiment: Experiment, topology: str
+) -> dict[str, Any]:
+    """As ``measure_step``, what of it the table shows, for a step of others."""
+    slice_, train, began = parse_topology(topology), experiment.train, time.perf_counter()
     try:
-        compiled = compile_plain(experiment, devices)
+        compiled = compile_step(experiment, topology)
     except jax.errors.JaxRuntimeError as error:
         if (sizes := parse_out_of_memory(str(error))) is None:
             raise
         return {"fits": False, "needed_bytes": sizes[0], "limit_bytes": sizes[1]}
     moved = measure_traffic(compiled.as_text(), lambda names: 1)
-    seconds = moved.hbm / chip.hbm_bandwidth
-    useful = model_flops(
-        experiment.model, experiment.position, train.batch_size, train.length
-    ) / len(devices)
+    seconds = moved.hbm / slice_.chip.hbm_bandwidth
+    useful = (
+        model_flops(experiment.model, experiment.position, train.batch_size, train.length)
+        / slice_.num_devices
+    )
     return {
         "fits": True,
         "needed_bytes": sum(memory_by_class(compiled).values()),
         "hbm_bytes": moved.hbm,
         "seconds": {"hbm": seconds},
-        "mfu_bound": useful / chip.flops / seconds,
+        "mfu_bound": useful / slice_.chip.flops / seconds,
         "compile_seconds": time.perf_counter() - began,
     }
+
+
+STEPS = {
+    "fope_jax": measure_step,
+    "plain": partial(measure, compile_plain),
+    "maxtext": partial(measure, compile_maxtext),
+}
 
 
 def cells(label: str, length: int, row: dict[str, Any]) -> list[str]:
@@ -170,18 +183,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="60m", choices=list(PRESETS))
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--steps", nargs="+", default=["fope_jax", "plain"])
+    parser.add_argument("--steps", nargs="+", default=["fope_jax", "plain"], choices=list(STEPS))
     args = parser.parse_args(argv)
     if needs_compiler_environment():
         return run_for_compiler("benchmarks.tpu_step", argv)
     experiment = build_experiment(load_config(f"{CONFIG}:position=rope"))
-    measures = {"fope_jax": measure_step, "plain": measure_plain}
     lines = []
     for case in make_cases(
         experiment, topologies=[args.topology], sizes=[args.size], lengths=args.lengths
     ):
         for name in args.steps:
-            row = measures[name](case.experiment, args.topology)
+            row = STEPS[name](case.experiment, args.topology)
             lines.append(cells(name, case.experiment.train.length, row))
             print(*lines[-1], sep=", ", file=sys.stderr, flush=True)
     print(markdown_table(HEADINGS, lines))

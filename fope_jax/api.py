@@ -454,11 +454,12 @@ def evaluate(
     Raises:
       ConfigError: an unknown field; NonFiniteError, LockError, ValueError as `fope evaluate`.
     """
-    values = {name.removeprefix("evaluate_"): value for name, value in values.items()}
+    given = [(name.removeprefix("evaluate_"), value) for name, value in values.items()]
     if contexts is not None:
-        values |= {"lengths": contexts, "passkey_lengths": contexts}
+        given += [("lengths", contexts), ("passkey_lengths", contexts)]
     if retrieval_tasks is not None:
-        values["retrieval_tasks"] = retrieval_tasks
+        given.append(("retrieval_tasks", retrieval_tasks))
+    values = _each_once(given)
     keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
     keys["data_cache_dir"] = "data.cache_dir"
     for name in values:
@@ -613,8 +614,18 @@ def _position_spec(position: str | Mapping[str, Any] | PositionEmbedding) -> dic
 
 def _overrides(overrides: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
     """Overrides as the command line writes them: ``"train.steps=500"``."""
-    keys = {_key_of(name): value for name, value in values.items()} | dict(overrides or {})
+    named = [(_key_of(name), value) for name, value in values.items()]
+    keys = _each_once([*named, *(overrides or {}).items()])
     return [f"{key}={_override_text(key, value)}" for key, value in keys.items()]
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ConfigError(f"{key} is given twice: {values[key]!r} and {value!r}")
+        values[key] = value
+    return values
 
 
 def _key_of(name: str) -> str:

@@ -203,6 +203,18 @@ def test_a_text_is_continued_by_a_text(run):
         (lambda run: run.rows("x"), "has rows of: .*train"),
         (lambda run: fj.evaluate(run, num_windos=3), r"no field 'num_windos' \(nearest: num_win"),
         (lambda run: fj.evaluate(run, evaluate_num_windows=0.5), "num_windows = 0.5"),
+        (
+            lambda run: fj.evaluate(run, num_windows=2, evaluate_num_windows=3),
+            "num_windows is given twice: 2 and 3",
+        ),
+        (
+            lambda run: fj.evaluate(run, contexts=[1], lengths=[2]),
+            r"lengths is given twice: \[2\] and \[1\]",
+        ),
+        (
+            lambda run: fj.train(CONFIG, run.workdir, {"train.steps": 3}, train_steps=4),
+            "train.steps is given twice: 4 and 3",
+        ),
         (lambda run: fj.train(CONFIG, run.workdir, steps=3), r"'steps'.*\(nearest: train_steps\)"),
         (lambda run: fj.train(CONFIG, run.workdir, train_stepz=3), "nearest: train.steps"),
         (lambda run: fj.train(CONFIG, run.workdir, seed=2), "seed: 1, now 2"),

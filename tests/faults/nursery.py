@@ -108,8 +108,8 @@ def run(request: Request) -> int:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-    # What a shell runs in the background ignores the first of these, and what nohup runs the second:
-    # it would not hear the signal of a trial.
+    # A shell's background ignores the first of these and nohup the second, so that what they run
+    # would not hear the signal of a trial.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:

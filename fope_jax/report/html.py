@@ -119,6 +119,8 @@ def write_page(out: Path, title: str, parts: Sequence[Part], lead: Sequence[Part
 def make_output(out: str | Path, what: str) -> Path:
     """Makes the directory ``out``; the ReportError where it cannot names ``out`` and ``what``."""
     require("jinja2", "train")  # fail before the long work
+    if "://" in str(out):  # as a Path it would make a directory "gs:" here
+        raise ReportError(f"cannot write {what} to {out}; accepted: a directory of this machine")
     try:
         path = Path(expand_home(out))
         path.mkdir(parents=True, exist_ok=True)

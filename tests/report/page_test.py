@@ -247,6 +247,8 @@ def test_an_output_that_cannot_be_written_is_named(four_runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match="cannot write the report to .*file"):
         write_report(four_runs, tmp_path / "file")
+    with pytest.raises(ReportError, match="report to gs://bucket/x; accepted: a directory of this"):
+        write_report(four_runs, "gs://bucket/x")
 
 
 def test_the_report_needs_no_jax():

@@ -23,6 +23,7 @@ from fope_jax.data.manifest import MissingCacheError
 from fope_jax.extend.initial_loss import UNSEEN_STEP
 from fope_jax.interop.runs import export_run
 from fope_jax.main import main
+from fope_jax.model.transformer import split
 from fope_jax.position import RoPE, YaRN
 from fope_jax.report.rows import read_run
 from fope_jax.report.summary import summarize
@@ -312,7 +313,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on_in_a_thread(run, tmp_path, monkeypatch
     thread.start()
     thread.join()
     jax.tree.map(
-        np.testing.assert_array_equal, *(api.split(one.model)[1] for one in (finished[0], run))
+        np.testing.assert_array_equal, *(split(one.model)[1] for one in (finished[0], run))
     )
 
 

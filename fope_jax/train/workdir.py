@@ -109,12 +109,19 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether the run ever completed a checkpoint, even if it is now damaged or lost."""
-    for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
-        steps = directory.iterdir() if directory.is_dir() else ()
-        if any((step / MANIFEST).exists() for step in steps):
-            return True
-    return any(map(is_save_row, read_rows(workdir / METRICS)))  # the directories may be lost
+    """Whether the run ever completed a checkpoint, even if it is now damaged or lost.
+
+    Raises:
+      OSError: the directory cannot be read.
+    """
+    try:
+        for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
+            steps = directory.iterdir() if directory.is_dir() else ()
+            if any((step / MANIFEST).exists() for step in steps):
+                return True
+        return any(map(is_save_row, read_rows(workdir / METRICS)))  # the directories may be lost
+    except PermissionError as error:
+        raise OSError(f"cannot read workdir {workdir}: {error.strerror}") from error
 
 
 def is_save_row(row: Mapping[str, Any]) -> bool:

@@ -138,9 +138,11 @@ def fill_the_disk_and_go_on(directory: Path, seed: int) -> None:
 
 
 def a_directory_without_rights(directory: Path, seed: int) -> None:
-    place = directory / "read_only"
+    """A new run and an old one, in a directory that may be read alone or not even be entered."""
+    place, may_enter = directory / "read_only", seed % 4 < 2
     run = world.copy_of(world.unbroken(), place) if seed % 2 else place / "run"
     place.mkdir(exist_ok=True)
+    directory.chmod(0o755 if may_enter else 0o700)
     for path in (place, *place.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     request = world.request(run, nobody=True) | {"log": str(directory / "log")}
@@ -150,7 +152,8 @@ def a_directory_without_rights(directory: Path, seed: int) -> None:
         for path in (place, *place.rglob("*")):
             path.chmod(0o755)
     last = (directory / "log").read_text().splitlines()[-1]
-    assert code == 2 and last == f"fope: cannot write to workdir {run}: Permission denied", last
+    verb = "write to" if may_enter else "read"
+    assert code == 2 and last == f"fope: cannot {verb} workdir {run}: Permission denied", last
 
 
 def train_in_a_bucket(directory: Path, storage: Storage) -> tuple[int, str]:
@@ -255,7 +258,7 @@ FAULTS = [
         "a directory without the right to write",
         "one line that names it, before any work",
         a_directory_without_rights,
-        trials=2,
-        short=0,
+        trials=4,
+        short=4,
     ),
 ]

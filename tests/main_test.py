@@ -452,6 +452,11 @@ def test_methods_are_listed_and_written_into_a_file(tmp_path, capsys):
     assert main(["methods"]) == 0
     listed = capsys.readouterr().out
     assert "alibi: Attention with linear biases" in listed and "Press et al. 2022" in listed
+    assert main(["methods", "fope", "yarn"]) == 0
+    described = capsys.readouterr().out
+    assert described.startswith("fope, a method: training_length, theta=10000")
+    assert "yarn, a scaling: factor, original_length" in described
+    assert "Knobs:" in described and "Hua et al. 2025" in described and "alibi" not in described
     assert main(["methods", "--markdown"]) == 0
     markdown = capsys.readouterr().out
     assert "| `alibi` | bias | `slopes=None` | no |" in markdown
@@ -467,6 +472,8 @@ def test_methods_are_listed_and_written_into_a_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["methods", "roap"], "unknown method or scaling 'roap'; did you mean 'rope'? Known: nope"),
+        (["methods", "rope", "--markdown"], "--markdown and --write take the tables of all"),
         (["methods", "--write", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
         (["methods", "--write", "README"], "README: the tables of methods go between one line"),
         (["gallery", "-o", "out", "--methods", "roap"], "'roap'; did you mean 'rope'? Known: nope"),

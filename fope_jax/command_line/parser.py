@@ -31,7 +31,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope doctor runs/fope            is a run sound, and what is to be done if not
 
   fope config --keys               every key of a configuration, its default and its meaning
-  fope methods                     every position embedding, its knobs and its source
+  fope methods [NAME]              every position embedding, its knobs and its source
   fope gallery -o runs/gallery     a picture of each
 """
 

@@ -140,6 +140,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 @verb(
+    option("names", nargs="*", metavar="NAME", help="only these, with equations and knobs"),
     group(
         "",
         option("--markdown", action="store_true", help="print the tables as Markdown"),
@@ -148,10 +149,25 @@ def doctor(arguments: argparse.Namespace) -> int:
     needs=(),
 )
 def methods(arguments: argparse.Namespace) -> None:
-    """list the position embeddings and their knobs"""
-    from fope_jax.gallery.catalogue import method_entries, scaling_entries
-    from fope_jax.gallery.methods import methods_markdown, methods_text, write_between_markers
+    """list the position embeddings and their knobs
 
+    examples:
+      fope methods
+      fope methods fope yarn
+    """
+    from fope_jax.gallery.catalogue import method_entries, scaling_entries
+    from fope_jax.gallery.methods import (
+        describe,
+        methods_markdown,
+        methods_text,
+        write_between_markers,
+    )
+
+    if arguments.names:
+        if arguments.markdown or arguments.write is not None:
+            raise ValueError("NAME: --markdown and --write take the tables of all methods")
+        print(describe(arguments.names))
+        return
     entries = method_entries(), scaling_entries()
     if arguments.write is not None:
         changed = write_between_markers(arguments.write, methods_markdown(*entries))

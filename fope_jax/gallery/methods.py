@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fope_jax.gallery.catalogue import knobs
+from fope_jax.position.checks import find
+from fope_jax.position.registry import METHODS, SCALINGS
 from fope_jax.report.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -38,6 +42,21 @@ def methods_text(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str:
         fields = {"knobs": ", ".join(entry.knobs) or "none", "source": entry.source}
         lines += [*_paragraph(entry, fields), ""]
     return "\n".join(lines).rstrip()
+
+
+def describe(names: Sequence[str]) -> str:
+    """What the docstrings say of methods and scalings: equations, knobs and source.
+
+    Raises:
+      ValueError: a name is unknown.
+    """
+    parts = []
+    for name in names:
+        cls = find("method or scaling", name, METHODS | SCALINGS)
+        where = "method" if name in METHODS else "scaling"
+        given = ", ".join(knobs(cls)) or "no knobs"
+        parts.append(f"{name}, a {where}: {given}\n\n{inspect.getdoc(cls)}")
+    return "\n\n\n".join(parts)
 
 
 def _paragraph(entry: Entry, fields: dict[str, str]) -> list[str]:

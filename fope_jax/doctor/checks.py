@@ -307,7 +307,9 @@ def _check_checkpoints(
     if findings and not sound:
         advice = "bring one back from a copy: without one the run cannot go on"
         findings = [finding._replace(advice=advice) for finding in findings]
-    summary = f"{len(sound)} sound ({first_few(sorted(sound))})" if sound else "none that is sound"
+    summary = "none that is sound" if findings else "none"
+    if sound:
+        summary = f"{len(sound)} sound ({first_few(sorted(sound))})"
     return Check("checkpoints", summary, findings), sound
 
 

@@ -151,6 +151,16 @@ def test_all_checkpoints_damaged(run):
         flip(payload(run, step))
     problems, _ = found(run)
     assert [p.advice[:30] for p in problems[:2]] == ["bring one back from a copy: wi"] * 2
+    assert summary_of(run, "checkpoints") == "none that is sound"
+
+
+def test_no_checkpoint_yet(run):
+    shutil.rmtree(run / "checkpoints")
+    assert summary_of(run, "checkpoints") == "none"
+
+
+def summary_of(run, name):
+    return next(check.summary for check in doctor.examine(run) if check.name == name)
 
 
 def test_a_checkpoint_of_another_position_embedding_and_of_other_text(run):

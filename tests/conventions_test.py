@@ -19,7 +19,7 @@ DIRECTIONS = (
     {"sweep"},
     {"extend"},
     {"interop", "tpu"},
-    {"spectrum", "train", "doctor"},
+    {"spectrum", "train", "doctor", "run"},
     {"evaluate"},
     {"gallery", "config"},
     {"model", "report", "data"},

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -139,18 +140,22 @@ def fill_the_disk_and_go_on(directory: Path, seed: int) -> None:
 
 def a_directory_without_rights(directory: Path, seed: int) -> None:
     """A new run and an old one, in a directory that may be read alone or not even be entered."""
-    place, may_enter = directory / "read_only", seed % 4 < 2
-    run = world.copy_of(world.unbroken(), place) if seed % 2 else place / "run"
-    place.mkdir(exist_ok=True)
-    directory.chmod(0o755 if may_enter else 0o700)
-    for path in (place, *place.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    request = world.request(run, nobody=True) | {"log": str(directory / "log")}
-    try:
-        code = world.nursery().wait(world.nursery().start(request))
-    finally:
+    may_enter = seed % 4 < 2
+    # That of a test cannot be entered by others.
+    with tempfile.TemporaryDirectory(prefix="fope-fault-") as open_to_all:
+        base, place = Path(open_to_all), Path(open_to_all) / "read_only"
+        run = world.copy_of(world.unbroken(), place) if seed % 2 else place / "run"
+        place.mkdir(exist_ok=True)
+        base.chmod(0o755 if may_enter else 0o700)
         for path in (place, *place.rglob("*")):
-            path.chmod(0o755)
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        directory.mkdir(exist_ok=True)
+        request = world.request(run, nobody=True) | {"log": str(directory / "log")}
+        try:
+            code = world.nursery().wait(world.nursery().start(request))
+        finally:
+            for path in (place, *place.rglob("*")):
+                path.chmod(0o755)
     last = (directory / "log").read_text().splitlines()[-1]
     verb = "write to" if may_enter else "read"
     assert code == 2 and last == f"fope: cannot {verb} workdir {run}: Permission denied", last

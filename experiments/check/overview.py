@@ -8,6 +8,7 @@ from experiments.check.rows import ends, minus
 from experiments.extrapolation import claims as extrapolation
 from experiments.fope_ablations import claims as ablations
 from experiments.pretrained import claims as pretrained
+from experiments.qk_norm import claims as norms
 from experiments.recall_controls import claims as controls
 from experiments.spectra import claims as spectra
 from experiments.tournament import claims as tournament
@@ -193,10 +194,12 @@ ITEMS = Page(
             ],
         ),
         Claim(
-            "RoPE loses {} ± {} by it at L, and its gap is the same ({} ± {})",
+            "RoPE loses {} ± {} by it at L; of snapped frequencies not here: {} ± {} behind RoPE "
+            "at twice L, where the paper has them ahead; NoPE is ahead of RoPE at 16L by {} ± {}",
             lambda: [
-                *ends(ablations.behind("RoPE, QK-norm", "RoPE", LENGTH)),
-                *ends(ablations.wider("RoPE, QK-norm", "RoPE")),
+                *ends(norms.behind("RoPE, normed", "RoPE", norms.LENGTH)),
+                *ends(norms.behind("whole cycles", "RoPE", norms.TWICE)),
+                *ends(norms.behind("NoPE", "RoPE", norms.LONGEST), -1),
             ],
         ),
         Claim(

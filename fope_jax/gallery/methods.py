@@ -6,15 +6,11 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fope_jax.gallery.catalogue import knobs
+from fope_jax.gallery.catalogue import Entry, knobs
 from fope_jax.position.checks import find
 from fope_jax.position.registry import METHODS, SCALINGS
 from fope_jax.report.markdown import markdown_table
-
-if TYPE_CHECKING:
-    from fope_jax.gallery.catalogue import Entry
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 COMMAND = "fope methods --write"

@@ -103,9 +103,9 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
     A finished import of the same weights with the same configuration is left as it is.
 
-    Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing or
-    too large for the embedding, or the workdir holds something else; OSError if it cannot be
-    written; or as ``import_weights`` and ``open_gguf``.
+    Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing,
+    broken or too large for the embedding, or the workdir holds something else; OSError if it cannot
+    be written; or as ``import_weights`` and ``open_gguf``.
     """
     source, workdir, overrides = as_path(source), as_path(workdir), list(overrides)
     if is_gguf(source):
@@ -296,15 +296,17 @@ def imported_experiment(
 
 
 def is_tokenizer_compatible(imported: Experiment) -> bool:
-    """Whether the embedding has a row for each token; True if the tokenizer cannot be read."""
-    size = _vocab_size(imported.data)
-    return size is None or size <= imported.model.vocab_size
+    """Whether the tokenizer can be read and the embedding has a row for each of its tokens."""
+    try:
+        return _vocab_size(imported.data) <= imported.model.vocab_size
+    except ConfigError:
+        return False
 
 
 def check_tokenizer(
     imported: Experiment, scratch: Path | None = None, source: Path | None = None
 ) -> None:
-    """Raises ConfigError if the tokenizer is missing or has more tokens than the embedding.
+    """Raises ConfigError for a tokenizer that is missing, broken or larger than the embedding.
 
     A tokenizer in ``scratch`` was rebuilt from the file ``source``, which messages then name.
     """
@@ -317,8 +319,9 @@ def check_tokenizer(
             )
         if not path.is_file():
             raise ConfigError(f"data.tokenizer = {str(path)!r}: there is no such file")
-    if not is_tokenizer_compatible(imported):
-        size, named = _vocab_size(imported.data), imported.data.tokenizer
+    size = _vocab_size(imported.data)
+    if size > imported.model.vocab_size:
+        named = imported.data.tokenizer
         if scratch is not None and path.parent == scratch:
             named = f"in {source}"
         raise ConfigError(
@@ -330,8 +333,8 @@ def check_tokenizer(
         )
 
 
-def _vocab_size(data: DataConfig) -> int | None:
-    """The tokenizer's largest id plus one; None if it cannot be read."""
+def _vocab_size(data: DataConfig) -> int:
+    """The tokenizer's largest id plus one; ConfigError if the library cannot read its file."""
     if data.tokenizer == "bytes":
         return BytesTokenizer.vocab_size
     if data.tokenizer == "sentencepiece":
@@ -340,8 +343,11 @@ def _vocab_size(data: DataConfig) -> int | None:
         stored = require("tokenizers", "train").Tokenizer.from_file(expand_home(data.tokenizer))
     except ImportError:
         raise
-    except Exception:  # the library raises this for a missing or invalid file
-        return None
+    except Exception as error:  # the library raises this for an invalid file
+        raise ConfigError(
+            f"data.tokenizer = {data.tokenizer!r} cannot be read: {error}; get the file again, or "
+            f"name a whole one, --config.data.tokenizer=PATH/{TOKENIZER}"
+        ) from error
     return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 

@@ -120,8 +120,7 @@ def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_tokenizer_that_is_not_there_is_found_before_anything_is_written(weights, tmp_path):
-    """Another that cannot be read is named where text is; these are slips."""
+def test_a_tokenizer_that_cannot_be_read_is_found_before_anything_is_written(weights, tmp_path):
     directory = Path(shutil.copytree(weights, tmp_path / "tiny"))
     run, absent = tmp_path / "run", f"{tmp_path}/absent.json"
     for begin in (
@@ -136,7 +135,14 @@ def test_a_tokenizer_that_is_not_there_is_found_before_anything_is_written(weigh
     for begin in (lambda: import_run(directory, run), lambda: open_parent(f"hf:{directory}")):
         with pytest.raises(ConfigError, match="tokenizer.json': it is a Git LFS pointer, .*pull"):
             begin()
+    (directory / "tokenizer.json").write_text('{"version": "1.0", "added_tok')  # half a download
+    for begin in (lambda: import_run(directory, run), lambda: open_parent(f"hf:{directory}")):
+        with pytest.raises(ConfigError, match="tokenizer.json' cannot be read: EOF .*; get the f"):
+            begin()
     assert not run.exists()
+    write_tokenizer(other := tmp_path / "other.json", 290)
+    parent = open_parent(f"hf:{directory}", tokenizer=str(other))
+    assert parent.experiment.data.tokenizer == str(other)
 
 
 def write_tokenizer(path, size):

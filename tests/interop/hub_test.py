@@ -22,7 +22,8 @@ from fope_jax.main import main
 LLAMA = Path(__file__).parents[1] / "goldens" / "weights" / "llama"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {path.name: path.read_bytes() for path in LLAMA.iterdir()}
-FILES |= {"tokenizer.json": b"{}", "onnx/model.safetensors": b"x", "pytorch_model.bin": b"y"}
+TOKENIZER = b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
+FILES |= {"tokenizer.json": TOKENIZER, "onnx/model.safetensors": b"x", "pytorch_model.bin": b"y"}
 OUT_OF_REACH = "http://127.0.0.1:9"
 
 

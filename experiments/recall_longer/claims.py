@@ -2,9 +2,62 @@
 
 from __future__ import annotations
 
-from experiments.check.claims import Page
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import BySeed, accuracy, ends, mean, minus, select, starred
+from fope_jax.report.sums import add_up
+
+ROWS = "recall_longer/results/*.jsonl"
+BEFORE = "recall_controls/results/*.jsonl"
+LENGTH = 64
+BEYOND = (128, 256, 512, 1024)
+AFTER = 1_200  # updates of 1,500, whose losses choose no rate
+VARIANTS = {"RoPE": "rope", "series on all pairs": "series-all", "floor alone": "floor"}
+VARIANTS |= {"FoPE": "fope"}
+
+
+def right(name: str, *contexts: int, rows: str = ROWS) -> BySeed:
+    """Percent of trials that are right, over all ``contexts`` together."""
+    return accuracy(rows, VARIANTS[name], contexts, task="recall")
+
+
+def apart(one: str, other: str, rows: str = ROWS) -> BySeed:
+    """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
+    return minus(right(one, *BEYOND, rows=rows), right(other, *BEYOND, rows=rows))
+
+
+def cells(header: list[str], row: list[str]) -> list:
+    name = row[0]
+    contexts = [int(column.replace(",", "")) for column in header[1:6]]
+    differences = [
+        "" if name == other else starred(apart(name, other), 1) for other in ("RoPE", "floor alone")
+    ]
+    return [None, *(mean(right(name, context)) for context in contexts), *differences]
+
+
+def rates(header: list[str], row: list[str]) -> list:
+    """Nats per token of the training batches of the last 300 updates, by learning rate."""
+    losses = []
+    for column in header[1:]:
+        rows = f"recall_longer/rates/recall_{VARIANTS[row[0]]}-{float(column):g}.jsonl"
+        losses.append(add_up(r for r in select(rows, "train") if r["step"] > AFTER).loss())
+    return [None, *losses]
+
+
+def extremes(name: str, context: int) -> tuple[float, float]:
+    """The lowest and the highest seed, in percent."""
+    seeds = right(name, context).values()
+    return min(seeds), max(seeds)
+
+
+CLAIMS: tuple[Claim, ...] = ()
 
 PAGE = Page(
     path="experiments/recall_longer/README.md",
-    exempt_sections={"": "settings, times and counts of runs; there are no results yet"},
+    claims=CLAIMS,
+    tables=(
+        Table(r"\|  \| 0.0025", by_row(rates)),
+        Table(r"\|  \| 64", by_row(cells)),
+    ),
+    exempt={"settings": ["* it leaves out 0"]},
+    exempt_sections={"": "settings and times", "What this cannot show": "settings"},
 )

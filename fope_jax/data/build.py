@@ -51,6 +51,7 @@ from fope_jax.data.tokenized import (
     count_cores,
     list_parts,
     read_documents,
+    split_bytes,
     take_first,
     tfds_documents,
 )
@@ -341,7 +342,7 @@ def _write_split(
         block_tokens=caches.BLOCK_TOKENS,
         shard_tokens=caches.SHARD_TOKENS,
     )
-    size = sum(s["size"] for s in sources if s.get("split") == split and s["path"] not in left_out)
+    size = split_bytes(config, split, sources, left_out)
     limits = (config.max_tokens, config.max_documents) if split == "train" else (None, None)
     with SplitBar(split, size, limits, _left(config, done)) as bar:
         documents = read_documents(

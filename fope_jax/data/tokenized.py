@@ -76,7 +76,7 @@ def list_parts(
         return []
     files = [s for s in sources if (s["corpus"], s.get("split")) == (corpus, split)]
     if corpus == "gutenberg":
-        return [Part(corpus, split, 0, (), sum(file["size"] for file in files))]
+        return [Part(corpus, split, 0, (), _book_bytes(config, split))]
     parts: list[Part] = []
     for file in files:
         if file["path"] in left_out:
@@ -92,6 +92,20 @@ def list_parts(
         else:
             parts.append(Part(corpus, split, len(parts), (file["path"],), file["size"]))
     return parts
+
+
+def split_bytes(
+    config: DataConfig, split: str, sources: Iterable[Source], left_out: Collection[str] = ()
+) -> int:
+    """Bytes that `read_documents` reports: of files, or of the books in the package of all."""
+    files = [s for s in sources if s.get("split") == split and s["path"] not in left_out]
+    corpora = {file["corpus"] for file in files}
+    size = sum(file["size"] for file in files if file["corpus"] != "gutenberg")
+    return size + (_book_bytes(config, split) if "gutenberg" in corpora else 0)
+
+
+def _book_bytes(config: DataConfig, split: str) -> int:
+    return sum(len(book.text.encode()) for book in read_corpus(config, "gutenberg", split))
 
 
 class InProcess:

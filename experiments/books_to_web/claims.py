@@ -80,7 +80,9 @@ CLAIMS = (
         "then FoPE ({} ± {} nats a token behind), then RoPE ({} ± {} behind FoPE)",
         lambda: [*ends(behind("fope", "alibi", LONGEST)), *ends(behind("rope", "fope", LONGEST))],
     ),
-    Claim("is level with FoPE at 16L ({} ± {})", lambda: ends(behind("fope", "nope", LONGEST))),
+    Claim(
+        "not told apart from FoPE ({} ± {} below it)", lambda: ends(behind("fope", "nope", LONGEST))
+    ),
     Claim(
         "FoPE starts better than RoPE** ({} ± {} at L), and the difference at 16L is "
         "not significant ({} ± {}). ALiBi is better than RoPE there ({} ± {})",
@@ -91,8 +93,8 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "RoPE loses {}% of perplexity from L to 16L on books, {}% on web pages and {}% on news; "
-        "FoPE {}%, {}% and {}%",
+        "the perplexity of RoPE rises by {}% on books, {}% on web pages and {}% on news; that of "
+        "FoPE by {}%, {}% and {}%",
         lambda: [*percent_lost("rope"), *percent_lost("fope")],
     ),
     Claim(

@@ -93,8 +93,8 @@ CLAIMS = (
         lambda: ends(behind("RoPE, then RoPE at 2L", "RoPE, then YaRN 16 at 2L", LONGEST)),
     ),
     Claim(
-        "beyond 2L ({} ± {} over RoPE alone at 16L, and {} ± {} over RoPE that merely went on at "
-        "2L)",
+        "than no extension at all ({} ± {} over RoPE alone, and {} ± {} over RoPE that merely went "
+        "on at 2L)",
         lambda: [
             *ends(behind("RoPE, then YaRN at 2L", "RoPE", LONGEST)),
             *ends(behind("RoPE, then YaRN at 2L", "RoPE, then RoPE at 2L", LONGEST)),

@@ -140,6 +140,9 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     longest = 8192 // arg.length
     config.evaluate = {
+        # "chunks" is the paper's perplexity: the text cut at every so many tokens. "same-tokens" says
+        # what context alone does.
+        "protocols": ("same-tokens", "chunks", "long-window", "passkey"),
         "lengths": tuple(m for m in (1, 2, 4, 8, 16) if m <= longest),
         "passkey_lengths": tuple(m for m in (1, 2, 4, 8, 16) if m <= longest),
         # Five depths with 200 trials each are the paper's 1,000 trials a length.

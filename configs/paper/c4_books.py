@@ -140,8 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
     }
     longest = 8192 // arg.length
     config.evaluate = {
-        # "chunks" is the paper's perplexity: the text cut at every so many tokens. "same-tokens" says
-        # what context alone does.
+        # "chunks" is the paper's perplexity; "same-tokens" tells what the context alone does.
         "protocols": ("same-tokens", "chunks", "long-window", "passkey"),
         "lengths": tuple(m for m in (1, 2, 4, 8, 16) if m <= longest),
         "passkey_lengths": tuple(m for m in (1, 2, 4, 8, 16) if m <= longest),

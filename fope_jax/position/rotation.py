@@ -9,12 +9,15 @@ A float32 position is split into whole tokens and the fraction of one, both exac
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from fope_jax.position.checks import check_above_zero
+from fope_jax.position.rotation_on_tpu import BY_PRODUCT
 from fope_jax.typing import Array
 
 _TURN = 2.0**32  # one turn in fixed point
@@ -263,8 +266,13 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     fits = cos.shape == sin.shape and cos.ndim == x.ndim and x.shape[-1] % 2 == 0
     if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
         raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
-    x = jnp.asarray(x)
-    wide, cos, sin = (jnp.asarray(array).astype(jnp.float32) for array in (x, cos, sin))
+    x, cos, sin = jnp.asarray(x), *(jnp.asarray(a).astype(jnp.float32) for a in (cos, sin))
+    by_halves, by_product = _BY_HALVES[interleaved], BY_PRODUCT[interleaved]
+    return jax.lax.platform_dependent(x, cos, sin, tpu=by_product, default=by_halves)
+
+
+def _rotate_by_halves(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    wide = x.astype(jnp.float32)
     if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:
@@ -273,3 +281,7 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     if interleaved:
         return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+# One function each, which JAX then traces once for all calls of a shape.
+_BY_HALVES = [functools.partial(_rotate_by_halves, interleaved=value) for value in (False, True)]

@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
-from experiments.check.claims import Page
+from experiments.books_longer.sweep import RATES, UPDATES
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import Losses, mean, select, starred
+from fope_jax.report.sums import add_up
+
+LENGTH, TWICE, LONGEST = 128, 256, 2048
+LATE = 0.8 * UPDATES["rates"]  # updates whose losses choose no rate
+METHODS = {"RoPE": "rope", "FoPE": "fope", "ALiBi": "alibi", "NoPE": "nope"}
+LOSSES = Losses("books_longer/results/*.jsonl", METHODS, LENGTH, LONGEST)
+at, behind, gap = LOSSES.at, LOSSES.behind, LOSSES.gap
+
+
+def cells(header: list[str], row: list[str]) -> list:
+    name = row[0]
+    differences = [
+        "" if name == "RoPE" else starred(behind(name, "RoPE", context))
+        for context in (LENGTH, LONGEST)
+    ]
+    return [None, *(mean(at(name, c)) for c in (LENGTH, TWICE, LONGEST)), *differences]
+
+
+def rates(header: list[str], row: list[str]) -> list:
+    """Nats per token of the training batches of the last 200 updates, by learning rate."""
+    losses = []
+    for rate in RATES:
+        rows = f"books_longer/rates/{METHODS[row[0]]}-{rate:g}.jsonl"
+        losses.append(add_up(r for r in select(rows, "train") if r["step"] > LATE).loss())
+    return [None, *losses]
+
+
+CLAIMS: tuple[Claim, ...] = ()
 
 PAGE = Page(
     path="experiments/books_longer/README.md",
-    exempt_sections={"": "settings, times and counts of runs; there are no results yet"},
+    claims=CLAIMS,
+    tables=(
+        Table(r"\|  \| 0.0015", by_row(rates), is_optional=True),
+        Table(r"\|  \| loss at L", by_row(cells), is_optional=True),
+    ),
+    exempt={"settings": ["* it leaves out 0"]},
+    exempt_sections={"": "settings and times", "What this cannot show": "settings"},
 )

@@ -150,7 +150,7 @@ CLAIMS = (
     ),
     Claim(
         "One slice, whose chips have twice the rows, takes at least {} ms",
-        lambda: [milliseconds("by_halves", "hbm", **ROPE)],
+        lambda: [milliseconds("v5e", "hbm", **ROPE)],
     ),
 )
 

@@ -14,6 +14,7 @@ from experiments.check.rows import (
     select,
     spread_of,
 )
+from experiments.extrapolation import claims as extrapolation
 
 ROWS = "books_to_web/results/*.jsonl"
 LENGTH, LONGEST = 128, 2048
@@ -81,7 +82,8 @@ CLAIMS = (
         lambda: [*ends(behind("fope", "alibi", LONGEST)), *ends(behind("rope", "fope", LONGEST))],
     ),
     Claim(
-        "not told apart from FoPE ({} ± {} below it)", lambda: ends(behind("fope", "nope", LONGEST))
+        "differ significantly from FoPE at 16L ({} ± {} below it)",
+        lambda: ends(behind("fope", "nope", LONGEST)),
     ),
     Claim(
         "FoPE starts better than RoPE** ({} ± {} at L), and the difference at 16L is "
@@ -91,6 +93,10 @@ CLAIMS = (
             *ends(behind("rope", "fope", LONGEST, "web pages")),
             *ends(behind("rope", "alibi", LONGEST, "web pages")),
         ],
+    ),
+    Claim(
+        "FoPE ends above YaRN with factor 16 by {} ± {} at 16L",
+        lambda: ends(extrapolation.fope_on_news(LONGEST)),
     ),
     Claim(
         "the perplexity of RoPE rises by {}% on books, {}% on web pages and {}% on news; that of "

@@ -121,8 +121,8 @@ def test_the_page_of_the_papers_run_is_what_the_plan_says():
     """Its numbers are those of today's plan, configuration and inputs; two of them by hand."""
     text = paper_run.PAGE.read_text(encoding="utf-8")
     assert text == paper_run.page() + "\n", "python -m docs.generate.paper_run writes it again"
-    # 10 B tokens in steps of 1,024 x 512 are 19,073; fope plan: 0.1236864 s each by memory traffic.
-    training = 19_073 * 0.1236864 / 3600
+    # 10 B tokens in steps of 1,024 x 512 are 19,073; fope plan: 0.1051035 s each by memory traffic.
+    training = 19_073 * 0.1051035 / 3600
     (row,) = re.findall(r"^\| training \| 19,073 updates \|(.*)\|$", text, flags=re.MULTILINE)
     cells = [cell.strip() for cell in row.split("|")]
     dollars = [f"${2 * training * price:.2f}" for price in (19.2, 3.92)]

@@ -40,7 +40,7 @@ def site_files() -> dict[str, str]:
         path.relative_to(ROOT).as_posix(): path.relative_to(ROOT / "docs").as_posix()
         for path in (ROOT / "docs").rglob("*.md")
     }
-    for path in sorted(ROOT.glob("experiments/*/figures/*.png")):
+    for path in sorted(ROOT.glob("experiments/*/figures/*")):
         file = path.relative_to(ROOT).as_posix()
         files[file] = f"findings/figures/{path.parts[-3]}/{path.name}"
     return files | included_pages() | {"README.md": "index.md"}

@@ -10,18 +10,21 @@ import numpy as np
 
 from experiments.pretrained.tables import Results, loss_by_position
 from experiments.pretrained.units import LABELS, LENGTH, METHODS, TRAINED_AT, UPDATES
-from fope_jax.report.plots import legend_below, mark_length, new_figure
-from fope_jax.report.styles import line_styles
+from fope_jax.report.charts import Curve
+from fope_jax.report.plots import end_labels, legend_below, mark_length, new_figure, save_figure
+from fope_jax.report.styles import KNOWN, method_styles
 
 STRETCH = 2048  # targets of one point
 TOP = 7.5  # nats; curves that break leave the picture
 READS_ON = 4.0  # nats
+LABEL_GAP = 0.05  # of the height of the axes
 NEAR = 4.3  # nats of held-out text; trainings that begin below have a panel of their own
 # In the order of the panels: the floors, the series with it, the larger changes, the controls.
 TRAINED = ("clip-2048", "clip-4096", "clip", "fope-2048", "fope", "fope-official-2048", "drope")
 TRAINED = (*TRAINED, "rope", "yarn")
 COMPARED = {"clip-2048": "2,048", "clip-4096": "4,096", "clip": "8,192"}  # labels at their ends
 COMPARED |= {"rope": "RoPE", "yarn": "YaRN"}
+STYLES = method_styles([*METHODS, *TRAINED])
 
 
 def _positions(values: np.ndarray) -> np.ndarray:
@@ -34,34 +37,40 @@ def _token_axis(axes: Any) -> None:
     axes.set_xlim(0, 2 * LENGTH)
 
 
+def _draw_curves(
+    panels: list[Any], curves: dict[str, Curve], near: set[str], top: float | None = None
+) -> None:
+    """All curves left, up to ``top``, ``near`` right as well; each is named in one panel alone."""
+    for method, curve in curves.items():
+        for axes in panels if method in near else panels[:1]:
+            axes.plot(curve.x, curve.y, markersize=5, **STYLES[method]._asdict())
+    panels[0].set_title("all; names of the lowest: right panel", fontsize=10)
+    panels[0].set_ylim(top=top)
+    for axes, methods in zip(panels, (curves.keys() - near, near), strict=True):
+        named = {LABELS[m]: curve for m, curve in curves.items() if m in methods}
+        end_labels(axes, named, {LABELS[m]: STYLES[m] for m in methods}, LABEL_GAP)
+
+
 def loss_figure(results: Results) -> Any:
     """Loss by position in one window, each method as it is, without training.
 
     The right panel has those that read on to its end, which the left one cannot tell apart.
     """
-    figure, panels = new_figure(11, 5, 1, 2)
-    rows = {
-        m: results.of("loss", method=m, text="books", context=2 * LENGTH, updates=0)
-        for m in METHODS
-    }
-    styles = line_styles(METHODS)
-    handles = {}
-    for method, of_method in rows.items():
-        if of_method:
-            values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
-            for axes in panels if max(values) < READS_ON else panels[:1]:
-                (handles[LABELS[method]],) = axes.plot(
-                    _positions(values), values, **styles[method]._asdict()
-                )
+    curves = {}
+    for method in METHODS:
+        rows = results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0)
+        if rows:
+            values = np.mean([loss_by_position(row, STRETCH) for row in rows], axis=0)
+            curves[method] = Curve([*_positions(values)], [*values])
+    figure, panels = new_figure(12, 4.4, 1, 2)
     for axes in panels:
         mark_length(axes, LENGTH, xytext=(4, -10))
         _token_axis(axes)
         axes.set_xlabel("position of the token in the window (tokens)")
-    panels[0].set_title("all", fontsize=10)
+    panels[0].set_ylabel("loss (nats per token)")
     panels[1].set_title(f"those that stay below {READS_ON} nats", fontsize=10)
-    panels[0].set_ylabel("loss (nats a token)")
-    panels[0].set_ylim(top=TOP)
-    legend_below(figure, list(handles.values()), list(handles))
+    near = {method for method, curve in curves.items() if max(curve.y) < READS_ON}
+    _draw_curves(panels, curves, near, TOP)
     return figure
 
 
@@ -85,18 +94,18 @@ def training_figure(results: Results) -> Any:
         axes.tick_params(axis="x", labelsize=8, labelbottom=True)
     for axes, method in zip(panels, names, strict=False):
         curves: dict[str, tuple[Any, dict[str, Any]]] = {
-            "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
+            "RoPE as it was": (control, {"color": KNOWN["rope"].color, "linestyle": ":"}),
             "YaRN, factor 2, without training": (
                 stretched,
-                {"color": "#777777", "linestyle": "-.", "linewidth": 1},
+                {"color": KNOWN["yarn"].color, "linestyle": "-.", "linewidth": 1},
             ),
             "changed, before training": (
                 results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0),
-                {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+                {"color": "#777777", "linestyle": "--", "marker": "s"},
             ),
             "after training": (
                 results.of("loss", method=method, context=2 * LENGTH, window=0, updates=UPDATES),
-                {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+                {"color": "black", "linestyle": "-", "marker": "o"},
             ),
         }
         for label, (measured, style) in curves.items():
@@ -107,7 +116,7 @@ def training_figure(results: Results) -> Any:
     _compare_trained(panels[len(names)], results)
     panels[0].set_ylim(top=TOP)
     for axes in panels[::columns]:
-        axes.set_ylabel("loss (nats a token)")
+        axes.set_ylabel("loss (nats per token)")
     for axes in panels[count:]:
         axes.set_visible(False)
     legend_below(figure, list(handles.values()), list(handles))
@@ -119,10 +128,7 @@ def _compare_trained(axes: Any, results: Results) -> None:
     for method, label in COMPARED.items():
         for row in results.of("loss", method=method, context=2 * LENGTH, updates=UPDATES)[:1]:
             values = loss_by_position(row, STRETCH)
-            style = {"color": "#777777", "linestyle": "-." if method == "yarn" else ":"}
-            if label[0].isdigit():
-                style = {"color": "#0072B2", "linestyle": "-"}
-            axes.plot(_positions(values), values, **style)
+            axes.plot(_positions(values), values, **STYLES[method]._replace(marker="")._asdict())
             end = (_positions(values)[-1], values[-1])
             place = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(label, end, fontsize=8, **place)
@@ -134,21 +140,17 @@ def updates_figure(results: Results) -> Any:
 
     The right panel has those near the parent's loss, which the left one cannot tell apart.
     """
-    figure, panels = new_figure(10, 4.2, 1, 2)
-    names = [m for m in TRAINED if results.of("training", method=m, seed=0, updates=UPDATES)]
-    styles = line_styles(names)
-    handles = {}
-    for method in names:
-        (row,) = results.of("training", method=method, seed=0, updates=UPDATES)
-        updates, losses = zip(*row["held_out_loss"], strict=True)
-        for axes in panels if losses[0] < NEAR else panels[:1]:
-            (handles[LABELS[method]],) = axes.plot(updates, losses, **styles[method]._asdict())
-    panels[0].set_title("all", fontsize=10)
-    panels[1].set_title(f"those that begin below {NEAR} nats", fontsize=10)
+    curves = {}
+    for method in TRAINED:
+        for row in results.of("training", method=method, seed=0, updates=UPDATES):
+            updates, losses = zip(*row["held_out_loss"], strict=True)
+            curves[method] = Curve([*updates], [*losses])
+    figure, panels = new_figure(12, 4.4, 1, 2)
     for axes in panels:
         axes.set_xlabel(f"updates of one window of {TRAINED_AT:,} tokens")
-    panels[0].set_ylabel("held-out loss (nats a token)")
-    legend_below(figure, list(handles.values()), list(handles))
+    panels[0].set_ylabel("held-out loss (nats per token)")
+    panels[1].set_title(f"those that begin below {NEAR} nats", fontsize=10)
+    _draw_curves(panels, curves, {m for m, curve in curves.items() if curve.y[0] < NEAR})
     return figure
 
 
@@ -177,9 +179,9 @@ def heads_figure(results: Results) -> Any:
         (row["method"], row["context"]): row for row in results.of("heads", updates=0, window=0)
     }
     before = rows["rope", LENGTH]
-    after: dict[str, tuple[Any, dict[str, Any]]] = {
-        "RoPE": (rows.get(("rope", 2 * LENGTH)), {"marker": "o", "color": "#0072B2"}),
-        "YaRN, factor 2": (rows.get(("yarn", 2 * LENGTH)), {"marker": "x", "color": "#D55E00"}),
+    after = {
+        "RoPE": (rows.get(("rope", 2 * LENGTH)), KNOWN["rope"]),
+        "YaRN, factor 2": (rows.get(("yarn", 2 * LENGTH)), KNOWN["yarn"]),
     }
     figure, panels = new_figure(11, 4, 1, 3)
     titles = {
@@ -194,7 +196,8 @@ def heads_figure(results: Results) -> Any:
         for label, (row, style) in after.items():
             if row:
                 y = scale(_of_heads(row, name), 2 * LENGTH)
-                handles[label] = axes.scatter(x, y, s=18, linewidths=0.8, alpha=0.7, **style)
+                look = {"marker": style.marker, "edgecolors": style.color, "facecolors": "none"}
+                handles[label] = axes.scatter(x, y, s=18, linewidths=0.8, rasterized=True, **look)
         axes.axline((0, 0), slope=1, color="#999999", linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10)
         edge = max(axes.get_xlim()[1], axes.get_ylim()[1])  # one scale on both axes
@@ -213,7 +216,7 @@ def _of_heads(row: dict[str, Any], name: str) -> np.ndarray:
 def write_figures(results: Results, directory: Path) -> list[Path]:
     """Writes the figures whose rows are there."""
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: list[Path] = []
     for name, make, kind in (
         ("loss", loss_figure, "loss"),
         ("training", training_figure, "training"),
@@ -222,7 +225,5 @@ def write_figures(results: Results, directory: Path) -> list[Path]:
         ("heads", heads_figure, "heads"),
     ):
         if results.of(kind):
-            path = directory / f"{name}.png"
-            make(results).savefig(path, dpi=110, metadata={"Software": None})
-            written.append(path)
+            written += save_figure(make(results), directory, name)
     return written

@@ -1,7 +1,6 @@
 """Curves of a report as data: `plots` draws them as pictures, `interactive` as live charts.
 
-At most ``MOST_CURVES`` of a chart are in colour, the baseline and the best; the others are grey and
-named at their ends.
+At most ``MOST_CURVES`` of a chart are in colour, the baseline and the best; the others are grey.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from fope_jax.report.tables import (
     retrieval_names,
 )
 
-MOST_CURVES = 7  # in colour
+MOST_CURVES = 9  # in colour
 MOST_BANDS = 4  # more of them hide each other
 MOST_POINTS = 200  # of a training curve
 
@@ -67,7 +66,7 @@ class Chart:
       limits: of the y axis; None: what the curves need.
       outside: labels that would flatten all others, with their largest y; left out of the picture.
       show: a y value as text.
-      bits: bits per byte of the text for a y of one nat per token; None: no such axis.
+      note: what the points, error bars and bands are.
     """
 
     title: str
@@ -84,7 +83,7 @@ class Chart:
     limits: tuple[float, float] | None = None
     outside: dict[str, float] = field(default_factory=dict)
     show: Format = format_number
-    bits: float | None = None
+    note: str = ""
 
     @property
     def is_dense(self) -> bool:
@@ -147,7 +146,7 @@ def perplexity_chart(comparison: Comparison, relative: bool = False) -> Chart:
         is_log=is_log,
         limits=limits,
         outside=outside,
-        bits=None if relative else _bits_per_nat(comparison),
+        note=interval_note(curves, comparison),
     )
 
 
@@ -197,31 +196,35 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         limits=_limits_without({k: c for k, c in curves.items() if k not in outside}, outside),
         outside=outside,
         show=lambda value: f"{value:+.3f}",
+        note=difference_note(comparison),
     )
 
 
-def interval_caption(chart: Chart, comparison: Comparison) -> str:
-    """What the whiskers and bands of the chart are; empty where it has none."""
-    texts = []
-    if any(curve.whiskers is not None for curve in chart.curves.values()):
-        texts.append(f"Whiskers: ± standard deviation over {_seeds(comparison)}.")
-    if any(curve.band is not None for curve in chart.curves.values()):
-        texts.append(f"Bands: {LEVEL:.0%} interval over documents.")
-    return " ".join(texts)
+def interval_note(curves: Mapping[str, Curve], comparison: Comparison) -> str:
+    """What the points, error bars and bands of the curves are."""
+    bars = any(curve.whiskers is not None for curve in curves.values())
+    note = f"Mean over {_seeds(comparison)}{', error bars ± standard deviation' if bars else ''}."
+    if comparison.num_seeds == 1:
+        note = "1 seed."
+    if any(curve.band is not None for curve in curves.values()):
+        note += f" Bands: {LEVEL:.0%} interval over documents."
+    return note
 
 
 def difference_note(comparison: Comparison) -> str:
-    """What the whiskers of `difference_chart` are."""
+    """What the points and error bars of `difference_chart` are."""
     seeds = comparison.num_seeds
     if seeds >= SEEDS_FOR_INTERVAL:
         fewest = SEEDS_FOR_SIGNIFICANCE
         few = f"; with fewer than {fewest} seeds none is called significant"
         few = few if seeds < fewest else ""
-        return f"Whiskers: {LEVEL:.0%} interval over {seeds} seeds{few}."
-    over = "1 seed" if seeds == 1 else f"{seeds} seeds"
+        over = _seeds(comparison)
+        return f"Mean over {over}, error bars: {LEVEL:.0%} interval over seeds{few}."
+    over = "1 seed" if seeds == 1 else f"Mean over {seeds} seeds"
     if comparison.intervals(Sums.loss).get(baseline_of(comparison.curves)):
         return (
-            f"{over}; whiskers: {LEVEL:.0%} interval over documents, which tells nothing of seeds."
+            f"{over}, error bars: {LEVEL:.0%} interval over documents, which tells nothing of "
+            "seeds."
         )
     return f"{over}: the differences as they are, no statement about them."
 
@@ -264,6 +267,7 @@ def position_chart(comparison: Comparison) -> Chart:
         ticks=[longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1],
         lengths=_training_lengths(comparison),
         show=format_loss,
+        note=interval_note(curves, comparison),
     )
 
 
@@ -276,11 +280,11 @@ def accuracy_chart(comparison: Comparison) -> Chart:
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
     spreads = comparison.spreads(Sums.accuracy)
-    curves = {label: _curve(values) for label, values in spreads.items()}
+    curves = {label: _within_percent(_curve(values)) for label, values in spreads.items()}
     what = "Passkey retrieval" if comparison.kind == "passkey" else "Retrieval"
     return Chart(
         title=f"{what} against context length, {name}",
-        subtitle=_seeds(comparison),
+        subtitle="",
         x_label="context length (tokens)",
         y_label=f"{counted} (%)",
         curves=curves,
@@ -289,7 +293,14 @@ def accuracy_chart(comparison: Comparison) -> Chart:
         lengths=_training_lengths(comparison),
         limits=(-4.0, 104.0),
         show=format_percent,
+        note=interval_note(curves, comparison),
     )
+
+
+def _within_percent(curve: Curve) -> Curve:
+    """The curve with its error bars cut off below 0 and above 100."""
+    ends = curve.whiskers and [Interval(max(0, x.low), min(100, x.high)) for x in curve.whiskers]
+    return curve._replace(whiskers=ends)
 
 
 def training_chart(runs: Sequence[Run]) -> Chart:
@@ -415,20 +426,16 @@ def _training_lengths(comparison: Comparison) -> list[int]:
 
 
 def _seeds(comparison: Comparison) -> str:
-    return f"{comparison.num_seeds} seed{'' if comparison.num_seeds == 1 else 's'}"
+    """Such as "5 seeds", or "5 to 8 seeds" where some labels have fewer."""
+    fewest, most = min(map(len, comparison.curves.values())), comparison.num_seeds
+    text = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return f"{text} seed{'' if most == 1 else 's'}"
 
 
 def _subtitle(comparison: Comparison) -> str:
     """What a figure that is copied out of the page still says of its numbers."""
     tokens = comparison.sums_by_context[comparison.contexts[0]].tokens
-    return f"protocol {comparison.protocol}, {tokens:,.0f} tokens, {_seeds(comparison)}"
-
-
-def _bits_per_nat(comparison: Comparison) -> float | None:
-    """``tokens / bytes / log(2)`` if all contexts scored the same text, else None."""
-    sizes = {(sums.tokens, sums.bytes) for sums in comparison.sums_by_context.values()}
-    tokens, bytes_ = sizes.pop()
-    return None if sizes or not bytes_ else tokens / bytes_ / math.log(2)
+    return f"protocol {comparison.protocol}, {tokens:,.0f} tokens"
 
 
 def alt_text(chart: Chart) -> str:

@@ -213,7 +213,7 @@ def _chart(chart: charts.Chart, styles: Styles, stem: str, caption: str) -> Pict
 def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
     comparison, stem, heading = named
     chart = charts.perplexity_chart(comparison)
-    text = f"Perplexity. {charts.interval_caption(chart, comparison)}"
+    text = f"Perplexity. {chart.note}"
     parts: list[Part] = [
         protocols.protocol_paragraph(comparison),
         _chart(chart, styles, f"perplexity-{stem}", text),
@@ -223,14 +223,14 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
         chart = charts.perplexity_chart(comparison, relative=True)
         text = (
             "Perplexity over that of the same seed and documents at the training length. "
-            f"{charts.interval_caption(chart, comparison)}"
+            f"{chart.note}"
         )
         parts.append(_chart(chart, styles, f"perplexity-ratio-{stem}", text))
     if differences := charts.difference_chart(comparison):
         baseline = charts.baseline_of(comparison.curves)
         text = (
             f"Loss minus that of {baseline} with the same seed on the same tokens; below 0 is "
-            f"better than {baseline}. {charts.difference_note(comparison)}"
+            f"better than {baseline}. {differences.note}"
         )
         parts.append(_chart(differences, styles, f"perplexity-difference-{stem}", text))
     infinite = [
@@ -293,7 +293,7 @@ def _positions(named: Named, styles: Styles) -> Topic:
     comparison, description = named.comparison, protocols.describe(named.comparison)
     chart = charts.position_chart(comparison)
     text = protocols.protocol_paragraph(comparison)
-    caption = f"{description.title}. {charts.interval_caption(chart, comparison)}"
+    caption = f"{description.title}. {chart.note}"
     picture = _chart(chart, styles, f"position-{named.stem}", caption)
     title = f"{description.title} ({named.heading})"
     summary, numbers = "Loss and bits per byte in each bucket", tables.position_tables(comparison)
@@ -305,10 +305,7 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
     by_depth = plots.has_depths(comparison)
     chart, stem = charts.accuracy_chart(comparison), f"{comparison.kind}-{named.stem}"
     depths = ", over all depths," if by_depth else ""
-    caption = (
-        f"Share of {counted}{depths} by context length. "
-        f"{charts.interval_caption(chart, comparison)}"
-    )
+    caption = f"Share of {counted}{depths} by context length. {chart.note}"
     parts: list[Part] = [
         _retrieval_paragraph(comparison, runs),
         _chart(chart, styles, stem, caption),

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 DASHES = (0, (2, 2))  # marks of the training length
 GREY, DARK_GREY, PALE = "#555555", "#444444", "#b0b0b0"  # marks, their labels, curves behind
 WIDTH, HEIGHT = 7.0, 4.3  # inches
+DPI = 150
 LEGEND_LINE = 0.21  # inches
 TITLE_PAD = 20  # points: room for the label of the training length
-END_LABEL = 7.5  # points
+END_LABEL = 8  # points
+LABEL_LINE = 0.145  # inches, between labels at the ends of curves
+AROUND = 1.3  # inches of a figure above and below its axes
 
 
 def new_figure(
@@ -69,10 +72,11 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
     """Writes ``stem.png`` and ``stem.svg``; the same figure gives the same bytes."""
     matplotlib = require("matplotlib", "train")
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
-    with matplotlib.rc_context({"svg.hashsalt": "fope"}):
-        figure.savefig(png, dpi=150, metadata={"Software": None})
+    # Letters as text take half of the bytes of letters as curves.
+    with matplotlib.rc_context({"svg.hashsalt": "fope", "svg.fonttype": "none"}):
+        figure.savefig(png, dpi=DPI, metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout stands, and takes half of the time
-        figure.savefig(svg, metadata={"Date": None})
+        figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})
     return png, svg
 
 
@@ -80,23 +84,24 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
 
 
 def chart_figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
-    """The chart as a picture: coloured curves with a legend, grey ones named at their ends."""
-    figure, (axes,) = new_figure(WIDTH, HEIGHT)
+    """The chart as a picture: curves in colour or grey, each named at its end.
+
+    It is as high as the names need.
+    """
+    height = max(HEIGHT, AROUND + LABEL_LINE * len(chart.curves))
+    figure, (axes,) = new_figure(WIDTH, height)
     if chart.level is not None:
         axes.axhline(chart.level, color=GREY, linewidth=0.8, zorder=0)
-    behind = {k: curve for k, curve in chart.curves.items() if k not in chart.coloured}
-    for label, curve in behind.items():
-        axes.plot(curve.x, curve.y, color=PALE, linewidth=1.0, zorder=1, gid=label)
-    for label in chart.coloured:
-        _draw_curve(axes, label, chart.curves[label], styles[label], chart.is_dense)
+    for label, curve in chart.curves.items():
+        if label in chart.coloured:
+            _draw_curve(axes, label, curve, styles[label], chart.is_dense)
+        else:
+            axes.plot(curve.x, curve.y, color=PALE, linewidth=1.0, zorder=1, gid=label)
     _x_axis(axes, chart)
     _y_axis(axes, chart)
     _title(figure, axes, chart)
-    if behind:
-        _end_labels(axes, behind)
-    elif chart.bits:
-        _bits_axis(axes, chart.bits)
-    legend_below(figure, *axes.get_legend_handles_labels())
+    looks = {k: styles[k] if k in chart.coloured else None for k in chart.curves}
+    end_labels(axes, chart.curves, looks, LABEL_LINE / (height - AROUND))
     return figure
 
 
@@ -130,18 +135,35 @@ def _draw_curve(axes: Axes, label: str, curve: Curve, style: Style, is_dense: bo
     )
 
 
-def _end_labels(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Names right of the axes, at the ends of the curves, moved apart where they would overlap."""
-    ends = {label: (curve.x[-1], curve.y[-1]) for label, curve in curves.items() if curve.y}
+def end_labels(
+    axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Style | None], gap: float
+) -> None:
+    """Keys and names right of the axes, at the ends of the curves and at least ``gap`` apart."""
+    axes.get_xlim(), axes.get_ylim()  # sets the limits, which the transform needs
     to_axes = axes.transData + axes.transAxes.inverted()
-    finite = {label: np.clip(end, None, 1e300) for label, end in ends.items()}
-    heights = {label: float(to_axes.transform(end)[1]) for label, end in finite.items()}
-    places = spread_out({k: min(max(h, 0.0), 1.0) for k, h in heights.items()}, 0.042)
-    look: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
-    for label, place in places.items():
-        end, above = min(max(heights[label], 0.0), 1.0), " ↑" if heights[label] > 1 else ""
-        axes.plot([0.99, 1.03], [end, place], color=PALE, linewidth=0.6, **look)
-        axes.text(1.035, place, label + above, fontsize=END_LABEL, color=GREY, va="center", **look)
+    ends = {}
+    for label, curve in curves.items():
+        finite = [(x, y) for x, y in zip(curve.x, curve.y, strict=True) if math.isfinite(y)]
+        if finite:
+            ends[label] = to_axes.transform(finite[-1])
+    heights = {label: min(max(float(y), 0.0), 1.0) for label, (_, y) in ends.items()}
+    line: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    for label, place in spread_out(heights, gap).items():
+        (x, y), style = ends[label], looks[label]
+        color = style.color if style else PALE
+        axes.plot([x, 1.02], [heights[label], place], color=color, linewidth=0.6, **line)
+        if style:
+            axes.plot(
+                [1.02, 1.055, 1.09],
+                [place] * 3,
+                markersize=5,
+                markevery=[1],
+                **style._asdict(),
+                **line,
+            )
+        beyond = " ↑" if y > 1 else " ↓" if y < 0 else ""
+        look = {"fontsize": END_LABEL, "color": "black" if style else GREY, "va": "center"}
+        axes.text(1.1 if style else 1.025, place, label + beyond, **look, **line)
 
 
 def spread_out(heights: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -226,30 +248,14 @@ def depth_figure(comparison: Comparison) -> Figure:
 
 
 def _title(figure: Figure, axes: Axes, chart: Chart) -> None:
-    """The title, and below it what was scored and what is not in the picture."""
-    caption = chart.subtitle
+    """The title, and below it what was scored, what bars are and what is not in the picture."""
+    captions = [chart.subtitle, chart.note.removesuffix(".")]
     if chart.outside:
         tops = (f"{label} (up to {format_number(top)})" for label, top in chart.outside.items())
-        caption += f"; above the picture: {', '.join(tops)}"
+        captions.append(f"Above the picture: {', '.join(tops)}")
+    caption = ". ".join(filter(None, captions))
     figure.suptitle(chart.title, fontsize=11)
     axes.set_title(textwrap.fill(caption, 100), fontsize=7.5, color=DARK_GREY, pad=TITLE_PAD)
-
-
-def _bits_axis(axes: Axes, share: float) -> None:
-    """Bits per byte, the logarithm of the perplexity times ``share``, at the right."""
-
-    def bits(perplexity: Any) -> Any:
-        return np.log(np.maximum(perplexity, 1e-300)) * share  # matplotlib may pass values below 0
-
-    def perplexity(bits: Any) -> Any:
-        return np.exp(np.asarray(bits) / share)
-
-    right = axes.secondary_yaxis("right", functions=(bits, perplexity))
-    ticker = require("matplotlib.ticker", "train")
-    right.yaxis.set_major_locator(ticker.MaxNLocator(6))  # also on a logarithmic left axis
-    right.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    right.yaxis.set_minor_locator(ticker.NullLocator())
-    right.set_ylabel("bits per byte")
 
 
 def _x_axis(axes: Axes, chart: Chart) -> None:
@@ -269,8 +275,8 @@ def _x_axis(axes: Axes, chart: Chart) -> None:
         mark_length(axes, chart.lengths[0])
         return
     for length in chart.lengths:  # full labels of neighbours would overlap
-        mark_length(axes, length, f"L = {length:,}", xytext=(0, 3), ha="center")
-    axes.set_xlabel(f"{chart.x_label}; L: training length")
+        mark_length(axes, length, f"{length:,}", xytext=(0, 3), ha="center")
+    axes.set_xlabel(f"{chart.x_label}; dashed: training lengths")
 
 
 def _y_axis(axes: Axes, chart: Chart) -> None:

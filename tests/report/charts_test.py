@@ -1,4 +1,4 @@
-"""Charts hold what was measured; at most seven curves are in colour."""
+"""Charts hold what was measured; at most nine curves are in colour."""
 
 import functools
 import math
@@ -66,8 +66,9 @@ def test_differences_are_paired_with_the_baseline(make_run):
     assert chart.curves["fope"].whiskers[-1] == pytest.approx((-2.14, -2.14))  # the same each seed
     low, high = chart.curves["alibi"].whiskers[0]
     assert low < 0.05 < high  # 0.1, 0.4 and -0.5 with the losses' difference of 0.05
-    assert charts.difference_note(comparison) == (
-        "Whiskers: 95% interval over 3 seeds; with fewer than 5 seeds none is called significant."
+    assert chart.note == (
+        "Mean over 3 seeds, error bars: 95% interval over seeds; "
+        "with fewer than 5 seeds none is called significant."
     )
 
 
@@ -77,13 +78,12 @@ def test_few_seeds_have_intervals_over_documents_or_none(synthetic, make_run):
     (comparison,) = comparisons(read_runs(runs), "perplexity")
     chart = charts.difference_chart(comparison)
     assert chart.curves["fope"].whiskers[0] == pytest.approx((-0.01, -0.01))  # same documents
-    assert "interval over documents, which tells nothing of seeds" in charts.difference_note(
-        comparison
-    )
+    assert "interval over documents, which tells nothing of seeds" in chart.note
     bare = [make_run(name, name=f"{name}-bare") for name in ("rope", "fope")]
     (comparison,) = comparisons(read_runs(bare), "perplexity")
-    assert charts.difference_chart(comparison).curves["fope"].whiskers is None
-    assert charts.difference_note(comparison).startswith("1 seed: the differences as they are")
+    chart = charts.difference_chart(comparison)
+    assert chart.curves["fope"].whiskers is None
+    assert chart.note.startswith("1 seed: the differences as they are")
     (alone,) = comparisons(read_runs(bare[:1]), "perplexity")
     assert charts.difference_chart(alone) is None
 
@@ -91,9 +91,9 @@ def test_few_seeds_have_intervals_over_documents_or_none(synthetic, make_run):
 def test_of_many_curves_the_baseline_and_the_best_are_in_colour():
     curves = {name: charts.Curve([1.0], [float(i)]) for i, name in enumerate("abcdefghij")}
     curves["rope"] = charts.Curve([1.0], [99.0])
-    assert charts.curves_in_colour(curves) == [*"abcdef", "rope"]
-    assert charts.curves_in_colour(curves, higher_is_better=True) == [*"efghij", "rope"]
-    few = dict(list(curves.items())[:7])
+    assert charts.curves_in_colour(curves) == [*"abcdefgh", "rope"]
+    assert charts.curves_in_colour(curves, higher_is_better=True) == [*"cdefghij", "rope"]
+    few = dict(list(curves.items())[:9])
     assert charts.curves_in_colour(few) == list(few)
 
 
@@ -131,11 +131,16 @@ def test_positions_lie_inside_their_buckets(four_runs):
 
 
 def test_seeds_are_drawn_with_their_spread(make_run):
-    runs = read_runs([make_run("fope", seed, shift=0.4 * seed) for seed in (0, 1)])
-    (comparison,) = comparisons(runs, "perplexity")
-    low, high = charts.perplexity_chart(comparison).curves["fope"].whiskers[0]
+    runs = [make_run("fope", seed, shift=0.4 * seed) for seed in (0, 1)]
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    chart = charts.perplexity_chart(comparison)
+    low, high = chart.curves["fope"].whiskers[0]
     one, two = math.exp(3.09), math.exp(3.49)
     assert high - low == pytest.approx(2 * (two - one) / math.sqrt(2))
+    assert chart.note == "Mean over 2 seeds, error bars ± standard deviation."
+    runs += [make_run("rope", seed) for seed in (0, 1, 2)]
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    assert charts.perplexity_chart(comparison).note.startswith("Mean over 2 to 3 seeds, error")
 
 
 def test_training_curves_are_the_mean_over_seeds(make_run):

@@ -15,6 +15,7 @@ VARIANTS = {
     "every second frequency": "every-second",
     "series as released": "series",
     "floor alone": "floor",
+    "FoPE, phase 0": "fope-zero-phase",
     "FoPE": "fope",
 }
 
@@ -70,6 +71,15 @@ CLAIMS = (
             min(apart("FoPE", "floor alone").values()),
             max(apart("FoPE", "floor alone").values()),
         ],
+    ),
+    Claim(
+        "FoPE with phase 0, the floor and the series without the 45 degrees, answers as much as "
+        "the floor alone: {} ± {} points over all lengths beyond L (five seeds)",
+        lambda: ends(apart("FoPE, phase 0", "floor alone")),
+    ),
+    Claim(
+        "Against FoPE itself it is not resolved ({} ± {})",
+        lambda: ends(apart("FoPE, phase 0", "FoPE")),
     ),
     Claim(
         "**The series does not do it.** On all eight pairs, where it leaves out nothing, it "

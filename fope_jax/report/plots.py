@@ -139,7 +139,7 @@ def end_labels(
     axes: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Style | None], gap: float
 ) -> None:
     """Keys and names right of the axes, at the ends of the curves and at least ``gap`` apart."""
-    axes.get_xlim(), axes.get_ylim()  # sets the limits, which the transform needs
+    axes.autoscale_view()  # sets the limits, which the transform needs
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = {}
     for label, curve in curves.items():

@@ -38,8 +38,8 @@ FRONT = Page(
         ),
         Claim(
             "Over all longer contexts FoPE is {} ± {} points ahead of the floor alone, with the "
-            "same phase of its unrotated pairs {} ± {}; after four times the updates, each with a learning rate of its own, {} ± {}, where the floor "
-            "alone is {} ± {} ahead of RoPE",
+            "same phase of its unrotated pairs {} ± {}; after four times the updates, each with a "
+            "learning rate of its own, {} ± {}, where the floor alone is {} ± {} ahead of RoPE",
             lambda: [
                 *ends(controls.apart("FoPE", "floor alone")),
                 *ends(controls.apart("FoPE, phase 0", "floor alone")),

@@ -134,10 +134,10 @@ def test_the_page_of_the_papers_run_is_what_the_plan_says():
 
 
 def test_links_on_the_site():
-    figure = "quickstart/figures/perplexity.png"
+    figure = "quickstart/figures/perplexity.svg"
     text = f"[a](../glossary.md#runs), [b](../../setup.py) ![c](../../experiments/{figure})"
     shown = links.for_site(text, "docs/howto/extend.md", "howto/extend.md")
-    moved = "../findings/figures/quickstart/perplexity.png"
+    moved = "../findings/figures/quickstart/perplexity.svg"
     assert shown == f"[a](../glossary.md#runs), b ![c]({moved})"
     code = "```\n[a](../../setup.py)\n```\n"
     assert links.for_site(code, "docs/howto/extend.md", "howto/extend.md") == code

@@ -196,8 +196,9 @@ def heads_figure(results: Results) -> Any:
         for label, (row, style) in after.items():
             if row:
                 y = scale(_of_heads(row, name), 2 * LENGTH)
-                look = {"marker": style.marker, "edgecolors": style.color, "facecolors": "none"}
-                handles[label] = axes.scatter(x, y, s=18, linewidths=0.8, rasterized=True, **look)
+                look: dict[str, Any] = {"marker": style.marker, "facecolors": "none"}
+                look |= {"edgecolors": style.color, "linewidths": 0.8, "rasterized": True}
+                handles[label] = axes.scatter(x, y, s=18, **look)
         axes.axline((0, 0), slope=1, color="#999999", linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10)
         edge = max(axes.get_xlim()[1], axes.get_ylim()[1])  # one scale on both axes

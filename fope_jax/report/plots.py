@@ -72,8 +72,9 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
     """Writes ``stem.png`` and ``stem.svg``; the same figure gives the same bytes."""
     matplotlib = require("matplotlib", "train")
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
-    # Letters as text take half of the bytes of letters as curves.
-    with matplotlib.rc_context({"svg.hashsalt": "fope", "svg.fonttype": "none"}):
+    # Letters as text, and one name of their font, take a third of the bytes of letters as curves.
+    small = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}
+    with matplotlib.rc_context({"svg.hashsalt": "fope", **small}):
         figure.savefig(png, dpi=DPI, metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout stands, and takes half of the time
         figure.savefig(svg, dpi=DPI, metadata={"Date": None, "Creator": None})

@@ -1,6 +1,7 @@
 """The look of curves: colour, marker and line style, readable without colour.
 
-A method of ``KNOWN`` looks the same in every figure and every report, whatever it is compared with.
+A method of ``KNOWN`` and a variant of ``VARIANTS`` look the same in every figure and every report,
+whatever they are compared with.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -28,8 +30,7 @@ class Style(NamedTuple):
     linestyle: Any
 
 
-# Methods, and variants that stand in more than one figure of experiments/. No two share marker and
-# line style, nor colour and marker; a new one gets a line of its own, so that none changes.
+# Methods. No two share marker and line style, nor colour and marker.
 KNOWN = {
     "rope": Style("#0072B2", "o", "-"),
     "fope": Style("#D55E00", "s", "--"),
@@ -55,17 +56,25 @@ KNOWN = {
     "log_n": Style("#AA4499", "v", "--"),
     "drope": Style("#999933", "D", "-."),
     "clip": Style("#332288", "P", ":"),
-    # Parts and variants of FoPE, and normed queries and keys in the colour of their method.
-    "floor": Style("#332288", "<", "--"),
-    "series-all": Style("#E69F00", ">", ":"),
-    "fope-zero-phase": Style("#AA4499", "<", ":"),
-    "fope-d-64": Style("#999933", "<", LINES[4]),
-    "whole-cycles": Style("#000000", "<", "-."),
+    "floor": Style("#332288", "<", "--"),  # the same in a model trained with it
+    # Normed queries and keys, in the colour of their method.
     "rope-qk-norm": Style("#0072B2", ">", LINES[4]),
     "fope-qk-norm": Style("#D55E00", "<", LINES[5]),
     "nope-qk-norm": Style("#CC79A7", ">", "-"),
+    "whole-cycles": Style("#000000", "<", "-."),
     "whole-cycles-qk-norm": Style("#000000", ">", "--"),
 }
+# Other names in experiments/, in the order in which they take a style; a new one goes to the end.
+VARIANTS = """
+fope-shared-layers fope-learnable fope-normal fope-no-series p-rope-6 fope-sigma-0.0
+fope+yarn16-256 rope+yarn16-256 fope+yarn-256 rope+fope-256
+fope+fope-256 rope+same-256 rope+yarn-256
+rope-log-n fope-equations fope-half rope-500k
+fope-shared-heads fope-sigma-0.5 fope-sigma-0.3 fope-d-64 fope-d-16
+fope-no-floor fope-wide-heads rope-wide-heads fope-sigma-0.1 fope-d-128
+series-all every-second series half fope-zero-phase
+clip-2048 clip-4096 fope-official-2048 fope-4096 fope-2048
+""".split()  # noqa: SIM905
 
 
 def line_styles(names: Iterable[str]) -> dict[str, Style]:
@@ -77,35 +86,39 @@ def line_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def method_styles(labels: Iterable[str]) -> dict[str, Style]:
-    """Styles by name: of known methods from a table, of others from a checksum of the name.
+    """Styles by name: of those of ``KNOWN`` and ``VARIANTS`` the same in every call.
 
-    Two labels of one call never share both marker and line style, nor both colour and marker, while
-    there is a choice. Others than RoPE and FoPE are not in their colours, and take those that the
-    call has least. A method trained at several lengths keeps its colour.
+    Two labels of one call share neither marker and line style, nor colour and marker, while there
+    is a choice. A method trained at several lengths keeps its colour.
 
     >>> method_styles(["fope", "rope"])["rope"] == method_styles(["rope"])["rope"]
     True
     """
     labels = list(dict.fromkeys(labels))
-    styles = {label: KNOWN[label] for label in labels if label in KNOWN}
-    pairs = list(itertools.product(MARKERS, LINES))
-    colours = (COLOURS + MORE_COLOURS)[2:]
-    taken = {style[1:] for style in KNOWN.values()}
-    looks = {style[:2] for style in KNOWN.values()}
-    for label in sorted(set(labels) - set(styles)):
-        checksum = zlib.crc32(label.encode())
-        start = checksum % len(pairs)
-        used = [style.color for style in styles.values()]
-        method = KNOWN.get(re.sub(r" \(.*\)$", "", label))
-        turned = rotated(colours, checksum // len(pairs))
-        colour = method.color if method else min(turned, key=used.count)
-        free = [pair for pair in rotated(pairs, start) if pair not in taken]
-        best = [pair for pair in free if (colour, pair[0]) not in looks]
-        pair = next(iter([*best, *free, pairs[start]]))
-        taken.add(pair)
-        looks.add((colour, pair[0]))
-        styles[label] = Style(colour, *pair)
+    styles = dict(KNOWN)
+    for label in VARIANTS:
+        styles[label] = _new_style(label, styles)
+    styles = {name: style for name, style in styles.items() if name in KNOWN or name in labels}
+    for label in sorted(set(labels).difference(styles)):
+        styles[label] = _new_style(label, styles)
     return {label: styles[label] for label in labels}
+
+
+def _new_style(label: str, styles: Mapping[str, Style]) -> Style:
+    """The style that ``styles`` have least; the name decides between equals.
+
+    The colours of RoPE and FoPE are theirs alone.
+    """
+    checksum = zlib.crc32(label.encode())
+    pairs = list(itertools.product(MARKERS, LINES))
+    colours = Counter(style.color for style in styles.values())
+    used = Counter(style[1:] for style in styles.values())
+    looks = Counter(style[:2] for style in styles.values())
+    others = rotated((COLOURS + MORE_COLOURS)[2:], checksum // len(pairs))
+    method = KNOWN.get(re.sub(r" \(.*\)$", "", label))  # of "rope (trained on 64)"
+    colour = method.color if method else min(others, key=lambda name: colours[name])
+    turned = rotated(pairs, checksum % len(pairs))
+    return Style(colour, *min(turned, key=lambda pair: (looks[colour, pair[0]], used[pair])))
 
 
 def rotated(values: Sequence[T], start: int) -> list[T]:

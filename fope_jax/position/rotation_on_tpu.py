@@ -1,7 +1,7 @@
 """The rotation of pairs of dimensions as a TPU computes it: by a product with a permutation.
 
 A TPU holds rows of 128 numbers. A slice of half a head there is a copy in memory, padded to whole
-rows, and so are the halves that are joined again: a fifth of what the paper's 1.2 B training step
+rows, and so are the halves that are joined again: a sixth of what the paper's 1.2 B training step
 moves. The product reads and writes whole heads, and its operations are under 1% of that step's.
 """
 

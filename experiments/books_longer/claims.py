@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from experiments.books_longer.sweep import RATES, UPDATES
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import Losses, mean, select, starred
-from fope_jax.report.sums import add_up
+from experiments.check.rows import Losses, late_loss, mean, starred
 
 LENGTH, TWICE, LONGEST = 128, 256, 2048
 LATE = 0.8 * UPDATES["rates"]  # updates whose losses choose no rate
 METHODS = {"RoPE": "rope", "FoPE": "fope", "ALiBi": "alibi", "NoPE": "nope"}
 LOSSES = Losses("books_longer/results/*.jsonl", METHODS, LENGTH, LONGEST)
-at, behind, gap = LOSSES.at, LOSSES.behind, LOSSES.gap
+at, behind = LOSSES.at, LOSSES.behind
 
 
 def cells(header: list[str], row: list[str]) -> list:
@@ -28,7 +27,7 @@ def rates(header: list[str], row: list[str]) -> list:
     losses = []
     for rate in RATES:
         rows = f"books_longer/rates/{METHODS[row[0]]}-{rate:g}.jsonl"
-        losses.append(add_up(r for r in select(rows, "train") if r["step"] > LATE).loss())
+        losses.append(late_loss(rows, LATE))
     return [None, *losses]
 
 

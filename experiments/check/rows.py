@@ -98,6 +98,49 @@ def accuracy(pattern: str, variant: str, contexts: Sequence[int], **wanted: Any)
     return _by_seed(rows, lambda sums: sums.accuracy())
 
 
+class Recall(NamedTuple):
+    """Right answers of an experiment's variants in recall, by the names that stand on its page.
+
+    Attributes:
+      pattern: of its files of rows.
+      variants: the name of each in the rows.
+      length, beyond: tokens of L, and of the contexts beyond it.
+    """
+
+    pattern: str
+    variants: Mapping[str, str]
+    length: int
+    beyond: Sequence[int]
+
+    def right(self, name: str, *contexts: int) -> BySeed:
+        """Percent of trials that are right, over all ``contexts`` together."""
+        return accuracy(self.pattern, self.variants[name], contexts, task="recall")
+
+    def apart(self, one: str, other: str) -> BySeed:
+        """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
+        return minus(self.right(one, *self.beyond), self.right(other, *self.beyond))
+
+    def differences(self, name: str) -> list[str]:
+        """The cells of ``name`` minus RoPE's and minus the floor's; empty for itself."""
+        others = ("RoPE", "floor alone")
+        return ["" if name == other else starred(self.apart(name, other), 1) for other in others]
+
+    def extremes(self, name: str, context: int) -> tuple[float, float]:
+        """The lowest and the highest seed, in percent."""
+        seeds = self.right(name, context).values()
+        return min(seeds), max(seeds)
+
+    def trials(self) -> int:
+        """Of a seed and length."""
+        fields = {"variant": "fope", "task": "recall", "context": self.length, "seed": 0}
+        return sum(row["total"] for row in select(self.pattern, "retrieval", **fields))
+
+
+def late_loss(pattern: str, after: float) -> float:
+    """Nats per token of the training batches of the updates beyond ``after``."""
+    return add_up(row for row in select(pattern, "train") if row["step"] > after).loss()
+
+
 # ---------------------------------------------------------------------------- of numbers by seed
 
 

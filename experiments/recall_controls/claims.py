@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import BySeed, accuracy, ends, mean, minus, select, starred
+from experiments.check.rows import Recall, ends, mean
 
 ROWS = "recall_controls/results/*.jsonl"
 LENGTH = 64
@@ -18,16 +18,8 @@ VARIANTS = {
     "FoPE, phase 0": "fope-zero-phase",
     "FoPE": "fope",
 }
-
-
-def right(name: str, *contexts: int) -> BySeed:
-    """Percent of trials that are right, over all ``contexts`` together."""
-    return accuracy(ROWS, VARIANTS[name], contexts, task="recall")
-
-
-def apart(one: str, other: str) -> BySeed:
-    """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
-    return minus(right(one, *BEYOND), right(other, *BEYOND))
+RECALL = Recall(ROWS, VARIANTS, LENGTH, BEYOND)
+right, apart, extremes, trials = RECALL.right, RECALL.apart, RECALL.extremes, RECALL.trials
 
 
 def percents(context: int, *names: str) -> list[float]:
@@ -37,22 +29,8 @@ def percents(context: int, *names: str) -> list[float]:
 def cells(header: list[str], row: list[str]) -> list:
     name = row[0]
     contexts = [int(column.replace(",", "")) for column in header[2:7]]
-    differences = [
-        "" if name == other else starred(apart(name, other), 1) for other in ("RoPE", "floor alone")
-    ]
-    return [None, len(right(name, LENGTH)), *(percents(c, name)[0] for c in contexts), *differences]
-
-
-def extremes(name: str, context: int) -> tuple[float, float]:
-    """The lowest and the highest seed, in percent."""
-    seeds = right(name, context).values()
-    return min(seeds), max(seeds)
-
-
-def trials() -> int:
-    """Of a seed and length."""
-    rows = select(ROWS, "retrieval", variant="fope", task="recall", context=LENGTH, seed=0)
-    return sum(row["total"] for row in rows)
+    numbers = (percents(context, name)[0] for context in contexts)
+    return [None, len(right(name, LENGTH)), *numbers, *RECALL.differences(name)]
 
 
 CLAIMS = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import BySeed, accuracy, ends, mean, minus, select, starred
-from fope_jax.report.sums import add_up
+from experiments.check.rows import Recall, ends, late_loss, mean, minus
 
 ROWS = "recall_longer/results/*.jsonl"
 BEFORE = "recall_controls/results/*.jsonl"
@@ -14,25 +13,15 @@ BEYOND = (128, 256, 512, 1024)
 AFTER = 1_200  # updates of 1,500, whose losses choose no rate
 VARIANTS = {"RoPE": "rope", "series on all pairs": "series-all", "floor alone": "floor"}
 VARIANTS |= {"FoPE": "fope"}
-
-
-def right(name: str, *contexts: int, rows: str = ROWS) -> BySeed:
-    """Percent of trials that are right, over all ``contexts`` together."""
-    return accuracy(rows, VARIANTS[name], contexts, task="recall")
-
-
-def apart(one: str, other: str, rows: str = ROWS) -> BySeed:
-    """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
-    return minus(right(one, *BEYOND, rows=rows), right(other, *BEYOND, rows=rows))
+RECALL = Recall(ROWS, VARIANTS, LENGTH, BEYOND)
+EARLIER = RECALL._replace(pattern=BEFORE)
+right, apart, extremes, trials = RECALL.right, RECALL.apart, RECALL.extremes, RECALL.trials
 
 
 def cells(header: list[str], row: list[str]) -> list:
     name = row[0]
     contexts = [int(column.replace(",", "")) for column in header[1:6]]
-    differences = [
-        "" if name == other else starred(apart(name, other), 1) for other in ("RoPE", "floor alone")
-    ]
-    return [None, *(mean(right(name, context)) for context in contexts), *differences]
+    return [None, *(mean(right(name, c)) for c in contexts), *RECALL.differences(name)]
 
 
 def rates(header: list[str], row: list[str]) -> list:
@@ -40,20 +29,8 @@ def rates(header: list[str], row: list[str]) -> list:
     losses = []
     for column in header[1:]:
         rows = f"recall_longer/rates/recall_{VARIANTS[row[0]]}-{float(column):g}.jsonl"
-        losses.append(add_up(r for r in select(rows, "train") if r["step"] > AFTER).loss())
+        losses.append(late_loss(rows, AFTER))
     return [None, *losses]
-
-
-def trials() -> int:
-    """Of a seed and length."""
-    rows = select(ROWS, "retrieval", variant="fope", task="recall", context=LENGTH, seed=0)
-    return sum(row["total"] for row in rows)
-
-
-def extremes(name: str, context: int) -> tuple[float, float]:
-    """The lowest and the highest seed, in percent."""
-    seeds = right(name, context).values()
-    return min(seeds), max(seeds)
 
 
 CLAIMS = (
@@ -61,25 +38,19 @@ CLAIMS = (
     Claim(
         "the floor alone answers {} ± {} points more than RoPE over all lengths beyond L "
         "({} ± {} after 1,500 updates)",
-        lambda: [
-            *ends(apart("floor alone", "RoPE")),
-            *ends(apart("floor alone", "RoPE", rows=BEFORE)),
-        ],
+        lambda: [*ends(apart("floor alone", "RoPE")), *ends(EARLIER.apart("floor alone", "RoPE"))],
     ),
     Claim(
         "RoPE has {}% at twice L, from {} to {}% by seed, after 1,500 updates {}%",
         lambda: [
             mean(right("RoPE", TWICE)),
             *extremes("RoPE", TWICE),
-            mean(right("RoPE", TWICE, rows=BEFORE)),
+            mean(EARLIER.right("RoPE", TWICE)),
         ],
     ),
     Claim(
         "**FoPE is not ahead of the floor alone**: {} ± {} points. The lead of {} ± {} in",
-        lambda: [
-            *ends(apart("FoPE", "floor alone")),
-            *ends(apart("FoPE", "floor alone", rows=BEFORE)),
-        ],
+        lambda: [*ends(apart("FoPE", "floor alone")), *ends(EARLIER.apart("FoPE", "floor alone"))],
     ),
     Claim(
         "learns the task whole now**, {}% at L, and answers more than RoPE at twice L (by "

@@ -30,7 +30,7 @@ HELD_OUT = (
 )
 UPDATES = {"long": 4_200, "twice": 8_400, "rates": 1_000}
 RATES, SEED_OF_RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2), 100
-CHOSEN = dict.fromkeys(METHODS, 3e-3)  # not chosen yet: that of configs/quickstart.py
+CHOSEN = dict.fromkeys(METHODS, 3e-3)  # README.md has the losses
 SMALLER = ("model.d_model=64", "model.num_heads=2", "model.mlp_dim=192")
 
 

@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     import numpy as np
 
     from fope_jax.evaluate.restore import read_experiment
-    from fope_jax.interop.runs import export_run
+    from fope_jax.interop.run_export import export_run
 
     vocab_size = read_experiment(Path(arguments.run)).model.vocab_size
     random = np.random.default_rng(0)

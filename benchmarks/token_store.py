@@ -43,8 +43,9 @@ from fope_jax.data.documents import group_documents
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
+from fope_jax.data.parts import save_part
 from fope_jax.data.sources import list_sources
-from fope_jax.data.tokenized import count_cores, list_parts, save_part
+from fope_jax.data.tokenized import count_cores, list_parts
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, describe_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from fope_jax import position as positions
@@ -48,7 +49,7 @@ from fope_jax.evaluate.variants import AS, Variant, variant_experiment
 from fope_jax.extend import run as extension
 from fope_jax.extend.variants import make_variants
 from fope_jax.interop.hub import PREFIX, local_checkpoint
-from fope_jax.interop.runs import import_run, imported_experiment
+from fope_jax.interop.run_import import import_run, imported_experiment
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.logs import log_to_stderr, quiet
 from fope_jax.model.transformer import Transformer, merge
@@ -74,9 +75,6 @@ Config = str | Path | ConfigDict | Experiment | Mapping[str, Any]
 Source = str | Path
 
 log = logging.getLogger(__name__)
-
-_RESULTS = ".jsonl"
-
 
 # ---------------------------------------------------------------------------- verbs
 
@@ -152,7 +150,7 @@ def load(
       ValueError: a results file, weights of an unsupported kind, or a step that does not exist.
     """
     name = str(source)
-    if name.endswith(_RESULTS):
+    if name.endswith(".jsonl"):
         raise ValueError(
             f"{name} is a results file: it has the rows of a run and not its weights. Name the "
             "run's directory, or give the file to fope_jax.report"
@@ -186,7 +184,7 @@ def evaluate(
     contexts: Sequence[int] | None = None,
     retrieval_tasks: Sequence[str] | None = None,
     *,
-    positions: Sequence[str] = (),
+    positions: str | Sequence[str] = (),
     force: bool = False,
     verbose: bool = False,
     **values: Any,
@@ -204,8 +202,8 @@ def evaluate(
         ``evaluate.protocols``.
       contexts: lengths in multiples of the training length, for text and for retrieval.
       retrieval_tasks: such as ``["recall", "copy"]``.
-      positions: other position embeddings to read the checkpoints with, without training, as
-        `fope evaluate --as`: ``["same", "yarn:factor=4", "nope"]``.
+      positions: one or more other position embeddings to read the checkpoints with, without
+        training, as `fope evaluate --as`: ``["same", "yarn:factor=4", "nope"]``.
       force: measure again what has been measured.
       verbose: print messages and progress bars to stderr.
       **values: other fields of the run's section evaluate, such as ``num_windows=64``, also with
@@ -229,7 +227,14 @@ def evaluate(
     keys["data_cache_dir"] = "data.cache_dir"
     for name in values:
         if name not in keys:
-            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, keys)}")
+            known = [*keys, "contexts", "protocols", "positions"]
+            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, known)}")
+    positions = [positions] if isinstance(positions, str) else positions
+    for text in positions:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"positions holds {text!r}; accepted: texts such as 'yarn:factor=4', or 'same'"
+            )
     overrides = [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
     with _session(verbose):
         records = [
@@ -278,6 +283,12 @@ def extend(
       ConfigError, ValueError: the method cannot go on from the run's; the message says why.
       KeyboardInterrupt: Ctrl-C; the same call goes on from what was saved.
     """
+    if not isinstance(method, str):
+        raise ConfigError(
+            f"method = {method!r}; accepted: a name such as 'yarn', with knobs as position_factor=4"
+        )
+    if isinstance(length, bool) or not isinstance(length, (int, np.integer)):
+        raise ConfigError(f"length = {length!r}; accepted: a whole number of tokens")
     target, parent = as_path(workdir), _parent_of(run)
     extending = partial(
         extension.extend,
@@ -374,7 +385,14 @@ def _config_of(
 def _position_spec(position: str | Mapping[str, Any] | PositionEmbedding) -> dict[str, Any]:
     if isinstance(position, PositionEmbedding):
         return positions.to_spec(position)
-    return {"method": position} if isinstance(position, str) else dict(position)
+    if isinstance(position, str):
+        return {"method": position}
+    if not isinstance(position, Mapping):
+        raise ConfigError(
+            f"position = {position!r}; accepted: a name such as 'rope', a dict with 'method', or "
+            "a method such as fope_jax.position.RoPE()"
+        )
+    return dict(position)
 
 
 def _overrides(overrides: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
@@ -413,16 +431,20 @@ def _key_of(name: str) -> str:
 
 def _override_text(key: str, value: Any) -> str:
     """A value as text that `parse_value` reads."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if value is None or isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (list, tuple)) and not any(isinstance(x, Mapping) for x in value):
-        texts = [str(item) for item in value]
-        if any("," in text for text in texts):
-            raise ConfigError(f"{key} = {value!r}; accepted: values without a comma")
-        return ",".join(texts)
-    if isinstance(value, (Mapping, list, tuple)):
-        return repr([dict(x) for x in value] if not isinstance(value, Mapping) else dict(value))
-    return str(value)
+    if isinstance(value, Mapping):
+        return repr(dict(value))
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return str(value)
+    if any(isinstance(item, Mapping) for item in value):
+        return repr([dict(item) for item in value])
+    texts = [str(item) for item in value]
+    if any("," in text for text in texts):
+        raise ConfigError(f"{key} = {value!r}; accepted: values without a comma")
+    return ",".join(texts)
 
 
 # ---------------------------------------------------------------------------- help of the verbs
@@ -477,7 +499,9 @@ def _evaluate_run(
         variants=variants,
         say=log.info,
     )
-    rows = _with_token_cache(evaluating, lambda: run.experiment)
+    # Its cache may be looked for in the directory that an override names.
+    config = partial(_config_of, run.experiment, None, overrides)
+    rows = _with_token_cache(evaluating, lambda: build_experiment(config()))
     records = []
     for variant in variants or [Variant("", run.experiment.position)]:
         name = variant_experiment(run.experiment, variant).name

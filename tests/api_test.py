@@ -21,7 +21,7 @@ from fope_jax import api
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
 from fope_jax.data.manifest import MissingCacheError
 from fope_jax.extend.initial_loss import UNSEEN_STEP
-from fope_jax.interop.runs import export_run
+from fope_jax.interop.run_export import export_run
 from fope_jax.main import main
 from fope_jax.model.transformer import split
 from fope_jax.position import RoPE, YaRN
@@ -198,11 +198,19 @@ def test_a_text_is_continued_by_a_text(run):
         (lambda run: run.loss([1]), "1 token has no loss"),
         (lambda run: run.generate([[1], [2]]), "a prompt of 2 rows"),
         (lambda run: run.generate("a", 0), "0 new tokens"),
-        (lambda run: run.generate("a", temperature=-1), "temperature = -1; accepted: 0 or more"),
+        (lambda run: run.generate("a", 1.5), "1.5 new tokens; accepted: a whole number, 1 or more"),
+        (lambda run: run.generate("a", temperature=-1), "temperature = -1; accepted: a number, 0"),
+        (lambda run: run.generate("a", temperature="x"), "temperature = 'x'; accepted: a number"),
         (lambda run: run.generate("a", seed=-1), "seed = -1; accepted: 0 to 4294967295"),
         (lambda run: run.generate("a", seed=2**32), "seed = 4294967296; accepted: 0 to 429"),
         (lambda run: run.rows("x"), "has rows of: .*train"),
         (lambda run: fj.evaluate(run, num_windos=3), r"no field 'num_windos' \(nearest: num_win"),
+        (lambda run: fj.train(CONFIG, "x", position=fj.position.RoPE), "position = <class .*RoPE"),
+        (lambda run: fj.extend(run, fj.position.RoPE(), 128, "x"), r"method = RoPE\(.*; accepted:"),
+        (lambda run: fj.extend(run, "yarn", "128", "x"), "length = '128'; accepted: a whole"),
+        (lambda run: fj.evaluate(run, context=[1]), r"no field 'context' \(nearest: contexts"),
+        (lambda run: fj.evaluate(run, positions="yran:factor=2"), "--as yran:factor=2: unknown"),
+        (lambda run: fj.evaluate(run, positions=[fj.position.RoPE()]), r"holds RoPE\(.*; accepted"),
         (lambda run: fj.evaluate(run, evaluate_num_windows=0.5), "num_windows = 0.5"),
         (
             lambda run: fj.evaluate(run, num_windows=2, evaluate_num_windows=3),
@@ -268,6 +276,8 @@ def test_a_configuration_in_any_form_is_the_same(tmp_path):
         ({"train_gradient_clip": None}, lambda e: e.train.gradient_clip is None),
         ({"model_scan_layers": False}, lambda e: e.model.scan_layers is False),
         ({"evaluate_passkey_depths": (0.5,)}, lambda e: e.evaluate.passkey_depths == (0.5,)),
+        ({"evaluate_lengths": range(1, 4)}, lambda e: e.evaluate.lengths == (1, 2, 3)),
+        ({"evaluate_lengths": 2 ** np.arange(3)}, lambda e: e.evaluate.lengths == (1, 2, 4)),
         ({"evaluate_texts": ()}, lambda e: e.evaluate.texts == ()),
         ({"train_learning_rate": np.float32(0.5)}, lambda e: e.train.learning_rate == 0.5),
         ({"name": "other"}, lambda e: e.name == "other"),
@@ -328,6 +338,20 @@ def test_a_missing_token_cache_is_built(monkeypatch):
     monkeypatch.setattr(api, "build", lambda data: calls.append("build"))
     api._with_token_cache(run, lambda: build_experiment(CONFIG))
     assert calls == ["run", "build", "run"]
+
+
+def test_a_missing_cache_is_built_where_the_call_says_that_it_was_moved(run, monkeypatch):
+    built = []
+
+    def evaluate(*_, **__):
+        if not built:
+            raise MissingCacheError("there is no token cache")
+        return []
+
+    monkeypatch.setattr(api.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(api, "build", lambda data: built.append(data.cache_dir))
+    fj.evaluate(run, data_cache_dir="moved")
+    assert built == ["moved"]
 
 
 @pytest.mark.slow  # trains twice

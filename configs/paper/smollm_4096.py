@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from fope_jax.config import experiment_to_dict, parse_arg
 from fope_jax.extend.child import child_experiment
 from fope_jax.interop.huggingface import from_config
-from fope_jax.interop.runs import imported_experiment
+from fope_jax.interop.run_import import imported_experiment
 from fope_jax.interop.weights import import_config
 
 SMOLLM = {

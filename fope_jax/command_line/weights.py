@@ -51,7 +51,7 @@ def import_(arguments: argparse.Namespace) -> None:
     --config.SECTION.KEY=VALUE.
     """
     from fope_jax.interop.hub import local_checkpoint
-    from fope_jax.interop.runs import import_run
+    from fope_jax.interop.run_import import import_run
 
     source = local_checkpoint(arguments.source)
     print(import_run(source, arguments.workdir, arguments.overrides))
@@ -86,7 +86,7 @@ def export(arguments: argparse.Namespace) -> None:
     It has the weights, the tokenizer as tokenizer.json, generation_config.json, and README.md: what
     the model is, how it was trained, and what was measured at this step.
     """
-    from fope_jax.interop.runs import export_run
+    from fope_jax.interop.run_export import export_run
 
     run, step = run_and_step(arguments)
     accept, license = arguments.accept_position, arguments.license

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.documents import TokenizedDocuments
-from fope_jax.data.tokenized import InProcess, Part, part_name, read_saved_part, save_part
+from fope_jax.data.parts import Part, part_name, read_saved_part, save_part
+from fope_jax.data.tokenized import InProcess
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
 from fope_jax.extras import require
 from fope_jax.logs import report_progress

@@ -10,13 +10,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import BeamWorkers, Runner, check_runner
 from fope_jax.data.build_progress import SplitBar
+from fope_jax.data.build_state import BuildState, resume
 from fope_jax.data.cache import CacheError, open_cache
 from fope_jax.data.cache_directories import (
     FORMAT,
@@ -35,11 +36,11 @@ from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.mirror import exclusive_lock, local_directory, upload
 from fope_jax.data.sources import (
+    Source,
     check_damage,
     check_held_out,
     content_digest,
     cut_digest,
-    damaged_files,
     examples_line,
     is_unchanged,
     list_sources,
@@ -111,23 +112,20 @@ def build(
     with _locked(base):
         built = _read_manifests(config)
         sources = _examine_sources(config, built)
-        kept = _find_unchanged(built, sources, tokenizer)
-        if kept is not None:
-            sources = built[kept]["sources"]
-        else:
-            check_damage(sources, config)
-        for warning in (line for split in SPLITS for line in source_warnings(sources, split)):
-            _say(warning)
-        if kept is not None:
-            set_current(config, kept)
+        unchanged = _find_unchanged(built, sources, tokenizer)
+        if unchanged is not None:
+            _warn(built[unchanged]["sources"])
+            set_current(config, unchanged)
             return _open_verified(config, " (built before)")
+        check_damage(sources, config)
+        _warn(sources)
         check_held_out(sources)
         if built:
             _say(
                 f"the text of {next(iter(built))} has changed: building another cache beside it;"
                 " runs that were trained on it still read it"
             )
-        set_current(config, _build(config, base, sources, runner, workers))
+        set_current(config, _build_cache(config, base, sources, runner, workers))
         return _open_verified(config)
 
 
@@ -157,7 +155,7 @@ def _read_manifests(config: DataConfig) -> dict[Path, dict[str, Any]]:
 
 
 def _find_unchanged(
-    built: Manifests, sources: Sequence[dict[str, Any]], tokenizer: JsonTokenizer | None = None
+    built: Manifests, sources: Sequence[Source], tokenizer: JsonTokenizer | None = None
 ) -> Path | None:
     """The first of these caches that is of this text and tokenizer."""
     for directory, manifest in built.items():
@@ -168,7 +166,7 @@ def _find_unchanged(
     return None
 
 
-def _examine_sources(config: DataConfig, built: Manifests) -> list[dict[str, Any]]:
+def _examine_sources(config: DataConfig, built: Manifests) -> list[Source]:
     """Lists the text files, reusing the lists of earlier builds, finished or not."""
     base = base_directory(config)
     path = base.with_name(base.name + ".sources.json")
@@ -185,6 +183,12 @@ def _examine_sources(config: DataConfig, built: Manifests) -> list[dict[str, Any
     return sources
 
 
+def _warn(sources: Sequence[Source]) -> None:
+    for split in SPLITS:
+        for line in source_warnings(sources, split):
+            _say(line)
+
+
 def _open_verified(config: DataConfig, remark: str = "") -> dict[str, TokenCache]:
     result = {split: open_cache(config, split) for split in SPLITS}
     for split, cache in result.items():
@@ -196,35 +200,34 @@ def _open_verified(config: DataConfig, remark: str = "") -> dict[str, TokenCache
     return result
 
 
-def _build(
+def _build_cache(
     config: DataConfig,
     base: Path,
-    sources: list[dict[str, Any]],
+    sources: list[Source],
     runner: Runner | None,
     workers: int | None,
 ) -> Path:
     """Builds a cache; returns its directory."""
     partial = partial_directory(base)
-    partial.mkdir(parents=True, exist_ok=True)
-    state = _resume(partial, cut_digest(sources))
-    left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
-    tokenizer = _make_tokenizer(config, partial, state, left_out)
+    state = resume(partial, cut_digest(sources))
+    tokenizer = _make_tokenizer(config, state, sources)
     parts = partial / "parts"
     with contextlib.ExitStack() as stack:
         if runner is not None:
-            tokenize = BeamWorkers(config, tokenizer, runner, state["content"], str(parts))
+            tokenize = BeamWorkers(config, tokenizer, runner, state.content, str(parts))
         elif (count := _count_workers(config, sources, workers)) == 1:
             tokenize = InProcess(config, tokenizer)
         else:
             tokenize = stack.enter_context(Pool(config, tokenizer, partial, count))
         for split in SPLITS:
-            if not state["splits"][split].complete:
-                _write_split(config, partial, state, tokenize, split, sources, left_out)
+            if not state.splits[split].complete:
+                _write_split(config, state, tokenize, split, sources)
+            _check_split(config, split, state.splits[split])
     shutil.rmtree(parts, ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
     with writing_errors(partial / MANIFEST):
         write_json(partial / MANIFEST, add_digest(manifest))
-    (partial / "progress.json").unlink()
+    state.path.unlink()
     directory = content_directory(base, manifest["fingerprint"])
     if directory.exists():  # without a sound manifest, or it would have been kept
         old = directory.with_name(directory.name + ".old")
@@ -235,9 +238,7 @@ def _build(
     return directory
 
 
-def _count_workers(
-    config: DataConfig, sources: Sequence[dict[str, Any]], workers: int | None
-) -> int:
+def _count_workers(config: DataConfig, sources: Sequence[Source], workers: int | None) -> int:
     """Processes that tokenize: at most the parts of a split, so one for a little text."""
     most = 0
     for split in SPLITS:
@@ -248,50 +249,31 @@ def _count_workers(
     return max(1, min(workers or count_cores(), most))
 
 
-def _resume(partial: Path, content: str) -> dict[str, Any]:
-    """The state of an interrupted build of the same text; any other state is deleted."""
-    # A state that cannot be parsed was not written by a build: start again.
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        state = read_json(partial / "progress.json")
-        if state["content"] == content and "tokenizer" in state:
-            state["splits"] = {k: Progress(**v) for k, v in state["splits"].items()}
-            if not all("index" in s for p in state["splits"].values() for s in p.shards):
-                raise ValueError("shards of an older version")
-            done = sum(progress.num_tokens for progress in state["splits"].values())
-            _say(f"going on with {partial} after {done:,} tokens")
-            return state
-    shutil.rmtree(partial)
-    partial.mkdir()
-    splits = {split: Progress() for split in SPLITS}
-    return {"content": content, "tokenizer": None, "splits": splits}
+def _left_out(sources: Iterable[Source]) -> set[str]:
+    """The paths of damaged files."""
+    return {source["path"] for source in sources if source.get("damaged")}
 
 
-def _save_state(partial: Path, state: dict[str, Any]) -> None:
-    splits = {split: dataclasses.asdict(progress) for split, progress in state["splits"].items()}
-    with writing_errors(partial / "progress.json"):
-        write_json(partial / "progress.json", state | {"splits": splits})
-
-
-def _make_tokenizer(
-    config: DataConfig, partial: Path, state: dict[str, Any], left_out: Collection[str]
-) -> Tokenizer:
-    if state["tokenizer"]:
-        return load_tokenizer(partial, state["tokenizer"])
+def _make_tokenizer(config: DataConfig, state: BuildState, sources: Sequence[Source]) -> Tokenizer:
+    """The tokenizer of an interrupted build, or a new one, which is saved with the state."""
+    if state.tokenizer:
+        return load_tokenizer(state.directory, state.tokenizer)
     if config.tokenizer == "bytes":
         tokenizer = BytesTokenizer()
     elif config.tokenizer == "sentencepiece":
         began = time.perf_counter()
-        tokenizer = train_sentencepiece(_training_texts(config, left_out), config.vocab_size)
+        texts = _training_texts(config, _left_out(sources))
+        tokenizer = train_sentencepiece(texts, config.vocab_size)
         seconds = time.perf_counter() - began
         _say(
             f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
         )
     else:
         tokenizer = _load_tokenizer(config)
-    with writing_errors(partial):
-        tokenizer.save(partial)
-    state["tokenizer"] = describe_tokenizer(tokenizer)
-    _save_state(partial, state)
+    with writing_errors(state.directory):
+        tokenizer.save(state.directory)
+    state.tokenizer = describe_tokenizer(tokenizer)
+    state.save()
     return tokenizer
 
 
@@ -319,21 +301,20 @@ def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[s
 
 def _write_split(
     config: DataConfig,
-    partial: Path,
-    state: dict[str, Any],
+    state: BuildState,
     tokenize: InProcess,
     split: str,
-    sources: Sequence[dict[str, Any]],
-    left_out: Collection[str],
+    sources: Sequence[Source],
 ) -> None:
-    done: Progress = state["splits"][split]
+    """Writes the documents that a split lacks; each complete shard is saved in ``state``."""
+    done = state.splits[split]
 
-    def save(now: Progress) -> None:
-        state["splits"][split] = now
-        _save_state(partial, state)
+    def save(progress: Progress) -> None:
+        state.splits[split] = progress
+        state.save()
 
     writer = SplitWriter(
-        partial,
+        state.directory,
         split,
         token_bytes=tokenize.tokenizer.token_bytes,
         progress=done,
@@ -342,9 +323,9 @@ def _write_split(
         block_tokens=caches.BLOCK_TOKENS,
         shard_tokens=caches.SHARD_TOKENS,
     )
+    left_out, remaining = _left_out(sources), _remaining(config, split, done)
     size = split_bytes(config, split, sources, left_out)
-    limits = (config.max_tokens, config.max_documents) if split == "train" else (None, None)
-    with SplitBar(split, size, limits, _left(config, done)) as bar:
+    with SplitBar(split, size, _limits(config, split), remaining) as bar:
         documents = read_documents(
             config,
             split,
@@ -356,27 +337,29 @@ def _write_split(
             left_out=left_out,
             report=bar.read,
         )
-        if split == "train":
-            documents = take_first(documents, *_left(config, done))
-        for group in documents:
+        for group in take_first(documents, *remaining):
             writer.add(group)
             bar.wrote(group, writer.num_tokens)
-            if any(group.bad) and writer.bad["count"] > config.max_bad_documents:
+            if writer.bad["count"] > config.max_bad_documents:
                 raise CorpusError(
                     f"{writer.bad['count']} documents of the {split} split cannot be read, more"
                     f" than max_bad_documents = {config.max_bad_documents}; the first of them:\n  "
                     + "\n  ".join(writer.bad["first"])
                 )
-    done = writer.finish()
+    writer.finish()
+
+
+def _check_split(config: DataConfig, split: str, done: Progress) -> None:
+    """Says what a complete split lacks or changes of its text; CorpusError if it is empty."""
     bad, changed = done.bad["count"], done.changed_documents
     if not done.num_tokens:
         raise CorpusError(
             f"the {split} split of corpus {config.corpus!r} is empty:"
             f" {done.empty_documents + bad} documents, none with text"
         )
-    left = [limit for limit in _left(config, done) if limit is not None]
-    if split == "train" and left and min(left) > 0:
-        named = zip(("max_tokens", "max_documents"), limits, strict=True)
+    remaining = [count for count in _remaining(config, split, done) if count is not None]
+    if remaining and min(remaining) > 0:
+        named = zip(("max_tokens", "max_documents"), _limits(config, split), strict=True)
         which = " or ".join(f"{name} = {limit}" for name, limit in named if limit)
         _say(f"{split}: the corpus ends after {done.num_tokens:,} tokens, before {which}")
     if done.empty_documents:
@@ -393,31 +376,35 @@ def _write_split(
         )
 
 
-def _left(config: DataConfig, done: Progress) -> tuple[int | None, int | None]:
-    """Tokens and documents that the training split may still take; None if there is no limit."""
-    documents = sum(done.documents.values()) - done.empty_documents - done.bad["count"]
-    tokens = sum(done.tokens.values())
+def _limits(config: DataConfig, split: str) -> tuple[int | None, int | None]:
+    """The tokens and documents at which a split ends; None if there is no limit."""
+    return (config.max_tokens, config.max_documents) if split == "train" else (None, None)
+
+
+def _remaining(config: DataConfig, split: str, done: Progress) -> tuple[int | None, int | None]:
+    """Tokens and documents that a split may still take; None if there is no limit."""
+    tokens, documents = _limits(config, split)
+    with_text = sum(done.documents.values()) - done.empty_documents - done.bad["count"]
     return (
-        None if config.max_tokens is None else config.max_tokens - tokens,
-        None if config.max_documents is None else config.max_documents - documents,
+        None if tokens is None else tokens - sum(done.tokens.values()),
+        None if documents is None else documents - with_text,
     )
 
 
 def _manifest(
-    config: DataConfig, sources: list[dict[str, Any]], state: dict[str, Any], tokenizer: Tokenizer
+    config: DataConfig, sources: list[Source], state: BuildState, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     content, fields = content_digest(sources), cache_identity(config)
     identity = [content, tokenizer.fingerprint, config.components, FORMAT]
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
     identity += [[name, fields[name]] for name in ("max_tokens", "max_documents") if name in fields]
-    splits: dict[str, Progress] = state["splits"]
-    if any(progress.bad["count"] for progress in splits.values()):
-        identity.append([splits[split].bad["digest"] for split in SPLITS])
+    if any(progress.bad["count"] for progress in state.splits.values()):
+        identity.append([state.splits[split].bad["digest"] for split in SPLITS])
     return {
         "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         "content": content,
         "config": fields,
-        "tokenizer": state["tokenizer"],
+        "tokenizer": state.tokenizer,
         "dtype": caches.token_dtype(tokenizer.vocab_size).str,
         "block_tokens": caches.BLOCK_TOKENS,
         "shard_tokens": caches.SHARD_TOKENS,
@@ -432,7 +419,7 @@ def _manifest(
                 "first_bad": progress.bad["first"],
                 "shards": progress.shards,
             }
-            for split, progress in splits.items()
+            for split, progress in state.splits.items()
         },
         "sources": sources,
     }

@@ -1,64 +1,51 @@
 """The tokenized documents of a split, in one order however many processes tokenize.
 
 The files of a corpus are cut into parts: small files together, a large one in pieces where its
-format allows that. Each part is tokenized in this process, in one of a pool,
-or by Apache Beam (`fope_jax.data.beam`), and the parts are read in the order of the files. The
-order of a TFDS dataset is that of its own reader, so its documents are read here and sent to the
-pool in groups.
+format allows that. Each part is tokenized in this process, in one of a pool, or by Apache Beam
+(`fope_jax.data.beam`), and the parts are read in the order of the files. The order of a TFDS
+dataset is that of its own reader, so its documents are read here and sent to the pool in groups.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import itertools
 import json
 import multiprocessing
 import os
-import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fope_jax.data.cache_reader import token_dtype
-from fope_jax.data.cache_writer import writing_errors
 from fope_jax.data.config import DataConfig
-from fope_jax.data.corpora import WHOLE, Piece, read_corpus, read_file
+from fope_jax.data.corpora import WHOLE, Piece, read_corpus
 from fope_jax.data.documents import (
     CorpusError,
     Document,
     TokenizedDocuments,
-    encode_group,
     group_documents,
     interleave_by_tokens,
 )
+from fope_jax.data.parts import (
+    Part,
+    part_name,
+    read_saved_part,
+    remove_part,
+    save_part,
+    take_documents,
+    tokenize_group,
+    tokenize_part,
+)
 from fope_jax.data.sources import Source
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
-from fope_jax.storage.paths import as_path, is_in_bucket
 
 PART_BYTES = 2**23  # small files share a part
-_READ_TOKENS = 2**20  # of a saved part at a time
 _AHEAD = 2  # parts of each worker that are tokenized before they are read
-
-
-class Part(NamedTuple):
-    """Files of a corpus that one process tokenizes, with their bytes; no file: the whole corpus.
-
-    ``piece`` is that of a single file.
-    """
-
-    corpus: str
-    split: str
-    number: int
-    files: tuple[str, ...]
-    size: int
-    piece: Piece = WHOLE
 
 
 def list_parts(
@@ -252,6 +239,7 @@ def _read_parts(
     workers: InProcess,
     report: Callable[[int], Any],
 ) -> Iterator[TokenizedDocuments]:
+    """The documents of parts from number ``skip``; ``counts``, documents of each part, grows."""
     done = 0
     while done < len(counts) and counts[done] <= skip:
         skip -= counts[done]
@@ -288,15 +276,16 @@ def _report_share(
     files = [file for file in files if file["path"] not in left_out]
     counts = tfds_documents(sources, split)
     documents, size = sum(counts[f["shard"]] for f in files), sum(f["size"] for f in files)
-    reported = 0
-    for group in itertools.chain([None], groups):
-        if group is not None:
-            yield group
-            skipped += len(group.lengths)
-        now = size * min(skipped, documents) // max(documents, 1)
-        report(now - reported)
-        reported = now
-    report(size - reported)
+
+    def share(count: int) -> int:
+        return size * min(count, documents) // max(documents, 1)
+
+    report(share(skipped))
+    for group in groups:
+        yield group
+        before, skipped = skipped, skipped + len(group.lengths)
+        report(share(skipped) - share(before))
+    report(size - share(skipped))
 
 
 def tfds_documents(sources: Iterable[Source], split: str) -> list[int]:
@@ -315,22 +304,6 @@ def _split_group(groups: Iterable[TokenizedDocuments]) -> Iterator[TokenizedDocu
 
 def _as_example(one: TokenizedDocuments) -> dict[str, Any]:
     return {"targets": one.tokens, "bytes": int(one.bytes[0]), "document": one}
-
-
-def take_documents(
-    group: TokenizedDocuments, first: int, last: int, begin: int, end: int
-) -> TokenizedDocuments:
-    """Documents ``[first, last)`` of a group, whose tokens are ``[begin, end)`` of it."""
-    part = slice(first, last)
-    return TokenizedDocuments(
-        group.corpus,
-        group.names[part],
-        group.tokens[begin:end],
-        group.lengths[part],
-        group.bytes[part],
-        group.bad[part],
-        group.changed[part],
-    )
 
 
 def take_first(
@@ -355,33 +328,6 @@ def take_first(
             documents -= int(has_text.sum())
 
 
-# ---------------------------------------------------------------------------- a part
-
-
-def tokenize_group(
-    tokenizer: Tokenizer, corpus: str, group: Sequence[Document]
-) -> TokenizedDocuments:
-    tokens, *columns = encode_group(tokenizer, [document.text for document in group])
-    lengths, sizes, changed = columns
-    names, bad = [d.name for d in group], [d.bad for d in group]
-    return TokenizedDocuments(corpus, names, tokens, lengths, sizes, bad, changed)
-
-
-def tokenize_part(
-    config: DataConfig, tokenizer: Tokenizer, part: Part, skip: int = 0
-) -> Iterator[TokenizedDocuments]:
-    """The documents of a part from number ``skip``."""
-    lenient = config.max_bad_documents > 0
-    if part.files:
-        documents = itertools.chain.from_iterable(
-            read_file(as_path(file), lenient, config.text_field, part.piece) for file in part.files
-        )
-    else:
-        documents = read_corpus(config, part.corpus, part.split)
-    for group in group_documents(itertools.islice(documents, skip, None)):
-        yield tokenize_group(tokenizer, part.corpus, group)
-
-
 def count_cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -404,76 +350,3 @@ def _encode_in_worker(
     load: Callable[[], Tokenizer], corpus: str, group: Sequence[Document]
 ) -> TokenizedDocuments:
     return tokenize_group(load(), corpus, group)
-
-
-def part_name(part: Part) -> str:
-    return f"{part.split}-{part.corpus}-{part.number:05d}"
-
-
-def save_part(config: DataConfig, load: Callable[[], Tokenizer], part: Part, output: str) -> str:
-    """Tokenizes a part on a worker, unless that is done; its ``.npz`` appears last, and whole."""
-    if as_path(output + ".npz").exists():
-        return output
-    tokenizer = load()
-    dtype = token_dtype(tokenizer.vocab_size)
-    columns: dict[str, list[Any]] = {name: [] for name in ("lengths", "bytes", "changed")}
-    names, bad = [], []
-    with _written_whole(output + ".tokens") as stream:
-        for group in tokenize_part(config, tokenizer, part):
-            stream.write(group.tokens.astype(dtype).tobytes())
-            names += group.names
-            bad += group.bad
-            for name, values in columns.items():
-                values.append(getattr(group, name))
-    arrays: dict[str, Any] = {k: np.concatenate([[], *v]) for k, v in columns.items()}
-    texts = {"names": names, "bad": bad}
-    arrays |= {k: np.frombuffer(json.dumps(v).encode(), np.uint8) for k, v in texts.items()}
-    content = io.BytesIO()
-    np.savez(content, dtype=np.array(dtype.str), **arrays)
-    with _written_whole(output + ".npz") as stream:
-        stream.write(content.getvalue())
-    return output
-
-
-def read_saved_part(part: Part, output: str, skip: int = 0) -> Iterator[TokenizedDocuments]:
-    """The documents of a saved part from number ``skip``, some at a time."""
-    content = io.BytesIO(as_path(output + ".npz").read_bytes())
-    with np.load(content, allow_pickle=False) as columns:
-        names, bad = (json.loads(columns[key].tobytes()) for key in ("names", "bad"))
-        lengths, sizes = (columns[key].astype(np.int64) for key in ("lengths", "bytes"))
-        changed, dtype = columns["changed"].astype(bool), np.dtype(str(columns["dtype"]))
-    path = as_path(output + ".tokens")
-    tokens = np.fromfile(path, dtype) if not is_in_bucket(path) else None
-    tokens = np.frombuffer(path.read_bytes(), dtype) if tokens is None else tokens
-    whole = TokenizedDocuments(part.corpus, names, tokens, lengths, sizes, bad, changed)
-    ends = np.append(0, np.cumsum(lengths))
-    first = skip
-    while first < len(lengths):
-        last = int(np.searchsorted(ends, ends[first] + _READ_TOKENS, side="right")) - 1
-        last = max(last, first + 1)
-        yield take_documents(whole, first, last, int(ends[first]), int(ends[last]))
-        first = last
-
-
-def remove_part(output: str) -> None:
-    for suffix in (".npz", ".tokens"):
-        as_path(output + suffix).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _written_whole(output: str) -> Iterator[Any]:
-    """A file under a temporary name: two workers may write the same, and one may be killed."""
-    path = as_path(output)
-    with writing_errors(output):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if is_in_bucket(path):  # an object appears when it is whole
-            with path.open("wb") as stream:
-                yield stream
-            return
-        temporary = path.with_name(f"unfinished-{uuid.uuid4().hex}-{path.name}")
-        try:
-            with temporary.open("wb") as stream:
-                yield stream
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)

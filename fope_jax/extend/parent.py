@@ -15,7 +15,11 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import find_step, read_experiment
 from fope_jax.interop.families import MAX_POSITIONS
 from fope_jax.interop.hub import PREFIX, local_checkpoint
-from fope_jax.interop.runs import check_tokenizer, imported_experiment, is_tokenizer_compatible
+from fope_jax.interop.run_import import (
+    check_tokenizer,
+    imported_experiment,
+    is_tokenizer_compatible,
+)
 from fope_jax.interop.tokenizer_files import TOKENIZER
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS

@@ -13,126 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from fope_jax.interop.single_layer import hides_keys
 from fope_jax.model.attention import contextual_bias_by_position, scale_queries
 from fope_jax.model.masks import TokenIndex, attention_mask
 from fope_jax.model.running_sums import bias_of_sums, running_sums
-from fope_jax.position import ModelShape, PositionEmbedding
+from fope_jax.position import PositionEmbedding
 from fope_jax.position.base import Layer, Variables, bias_of_heads, embed_tokens, has_hook
 from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
-
-# ---------------------------------------------------------------------------- the method
-
-
-def layer_shape(
-    num_heads: int, num_kv_heads: int, head_dim: int, d_model: int | None = None
-) -> ModelShape:
-    """The shape of a model with one attention layer; its width is that of all heads for None."""
-    width = num_heads * head_dim if d_model is None else d_model
-    return ModelShape(width, 1, num_heads, num_kv_heads, head_dim)
-
-
-def draw_layer(
-    method: PositionEmbedding, key: Array, shape: ModelShape
-) -> tuple[Variables, Variables]:
-    """Trained parameters and constants of a one-layer model, without the layer axis."""
-    drawn = method.init(key, shape)
-    return (
-        drawn.model_params | {name: x[0] for name, x in drawn.layer_params.items()},
-        drawn.model_constants | {name: x[0] for name, x in drawn.layer_constants.items()},
-    )
-
-
-def check_attends(method: PositionEmbedding, shape: ModelShape) -> None:
-    """Raises ValueError unless a single attention layer can apply ``method``."""
-    if _has_embed(method):
-        raise ValueError(
-            f"{method}: it is added to token embeddings and does nothing inside attention; "
-            "use PositionEmbed on the embeddings"
-        )
-    if len(method.layers()) != 1:
-        raise ValueError(
-            f"{method}: its methods differ by layer and a module serves one layer; "
-            "give each layer's module its own method"
-        )
-    method.check(shape)
-
-
-def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
-    """Raises ValueError unless ``method`` only rotates q and k."""
-    check_attends(method, shape)
-    (layer,) = method.layers()
-    does = None
-    if any(has_hook(layer.method, hook) for hook in ("bias", "contextual_bias", "running_bias")):
-        does = "has a bias"
-    elif layer.window is not None or layer.chunk is not None:
-        does = "hides keys"
-    elif layer.far_from is not None:
-        does = "rotates near and far keys differently"
-    if does is not None:
-        raise ValueError(
-            f"{method}: it {does}, which rotating q and k would leave out; use PositionAttention"
-        )
-    if (width := _rotated_width(layer, shape)) != shape.head_dim:
-        raise ValueError(
-            f"{method}: it makes q and k {width} dimensions wide, and logits must still be divided "
-            f"by the root of head_dim={shape.head_dim}; use PositionAttention"
-        )
-
-
-def _rotated_width(layer: Layer, shape: ModelShape) -> int:
-    """The dimensions of q and k after the layer's ``rotate``."""
-
-    def rotated(key: Array) -> Array:
-        params, constants = draw_layer(layer.method, key, shape)
-        variables, positions = {**params, **constants}, jnp.zeros((1, 1), jnp.int32)
-        tables = layer.method.tables(variables, positions, shape.head_dim)
-        q, k = (
-            jnp.zeros((1, 1, heads, shape.head_dim))
-            for heads in (shape.num_heads, shape.num_kv_heads)
-        )
-        return layer.method.rotate(variables, tables, q, k)[0]
-
-    return jax.eval_shape(rotated, jax.random.key(0)).shape[-1]
-
-
-def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:
-    """Raises ValueError unless ``method`` changes token embeddings."""
-    if not _has_embed(method):
-        raise ValueError(
-            f"{method}: it works inside attention and adds nothing to token embeddings; "
-            "use PositionAttention"
-        )
-    method.check(shape)
-    hooks = ("rotate", "bias", "contextual_bias", "running_bias")
-    for layer in method.layers():
-        does = None
-        if layer.window is not None or layer.chunk is not None:
-            does = "hides keys"
-        elif layer.logit_scale is not None:
-            does = "scales logits"
-        elif any(has_hook(layer.method, hook) for hook in hooks):
-            does = "acts inside attention"
-        if does is not None:
-            raise ValueError(
-                f"{method}: it also {does}, which adding to token embeddings would leave out; use "
-                "PositionEmbed for what is added, and PositionAttention for the rest, around NoPE()"
-            )
-
-
-def _has_embed(method: PositionEmbedding) -> bool:
-    return any(has_hook(layer.method, "embed") for layer in method.layers())
-
 
 # ---------------------------------------------------------------------------- positions
 
 
 def int32_positions(positions: Array, name: str) -> Array:
     """Positions as int32; ValueError unless integers of 32 bits (the range only if not traced)."""
-    positions = np.asarray(positions) if _is_known(positions) else positions
+    positions = np.asarray(positions) if _is_concrete(positions) else positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
-    if _is_known(positions):
+    if _is_concrete(positions):
         token_positions(positions)  # raises for a position that does not fit 32 bits
     return positions.astype(np.int32)
 
@@ -184,7 +82,7 @@ def query_and_key_positions(
     return q_positions, position_rows(method, key_positions, k, "key_positions")
 
 
-def _is_known(x: Array) -> bool:
+def _is_concrete(x: Array) -> bool:
     return not isinstance(x, Tracer)
 
 
@@ -322,7 +220,7 @@ def attend(
     if k.shape[2] != v.shape[2]:  # the method has a matrix per query head
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
     q_rows, k_rows = jnp.asarray(q_positions), jnp.asarray(k_positions)
-    if layer.window is not None or layer.chunk is not None:
+    if hides_keys(layer):
         q_index, k_index = (TokenIndex(rows, jnp.ones_like(rows)) for rows in (q_rows, k_rows))
         near = attention_mask(q_index, k_index, layer.window, layer.chunk)[:, None]
         mask = near if mask is None else mask.astype(bool) & near
@@ -337,7 +235,7 @@ def attend(
         bias = _sum(bias, added)
     if has_hook(layer.method, "contextual_bias"):
         contextual_bias = layer.method.contextual_bias
-        if not _is_known(k_positions) or not np.all(np.diff(k_positions, axis=1) > 0):
+        if not _is_concrete(k_positions) or not np.all(np.diff(k_positions, axis=1) > 0):
             contextual_bias = functools.partial(
                 contextual_bias_by_position, contextual_bias, k_rows
             )
@@ -350,19 +248,12 @@ def attend(
         near_q, near_k = (jnp.split(x, 2, axis=-1)[0] for x in (q, k))
         added = _scores(q, k, v.shape[-1], is_far) - _scores(near_q, near_k, v.shape[-1])
         q, k, bias = near_q, near_k, _sum(bias, added)
-    head_dim, width = v.shape[-1], q.shape[-1]
-    if width != head_dim:
-        q = scale_queries(q, jnp.full((1, 1), (width / head_dim) ** 0.5, jnp.float32))
-        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - head_dim)))
     options["mask"] = mask
     if bias is not None:
         options["bias"] = bias
     if is_causal:  # Linen's attention has no such argument
         options["is_causal"] = True
-    # Flax adds a float32 bias to 16-bit scores, and jax scales 16-bit scores by float32. Strict
-    # dtype promotion would refuse both.
-    with jax.numpy_dtype_promotion("standard"):
-        out = attention_fn(q, k, v, **_accepted(attention_fn, options))[..., :head_dim]
+    out = _call_padded(attention_fn, q, k, v, options)
     if sees_later is not None:
         out = jnp.where(sees_later[:, :, None, None], jnp.nan, out)
     return out.reshape(*batch, *out.shape[1:])
@@ -378,7 +269,7 @@ def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array
     newest = _newest_key(mask)
     # With one key, the first step of a new sequence would look the same.
     is_full = (newest == num_keys - 1) & (last == newest) & (num_keys > 1)
-    if _is_known(is_full) and is_full:
+    if _is_concrete(is_full) and is_full:
         raise ValueError(
             f"the key cache holds {num_keys} tokens and all are used: one more would overwrite the "
             "last; make a larger cache"
@@ -418,7 +309,7 @@ def _flat_mask(mask: Array | None, scores: tuple[int, ...], name: str = "mask") 
 
 def _repeats(positions: Array) -> bool:
     """Whether two tokens of a row are known to have the same position."""
-    return _is_known(positions) and bool(np.any(np.diff(np.sort(positions, axis=1)) == 0))
+    return _is_concrete(positions) and bool(np.any(np.diff(np.sort(positions, axis=1)) == 0))
 
 
 def _is_later(q_positions: Array, k_positions: Array) -> Array:
@@ -429,7 +320,7 @@ def _sees_later(method: PositionEmbedding, mask: Array | None, is_later: Array) 
     """Queries ``[1 or B, T]`` that see a later key; None if none do; ValueError if not traced."""
     problem = "mask is None and is_causal is not set"
     if mask is not None:
-        if not _is_known(mask) or not _is_known(is_later):
+        if not _is_concrete(mask) or not _is_concrete(is_later):
             return jnp.any(mask.astype(bool) & is_later, axis=(1, 3))
         if not np.any(np.asarray(mask).astype(bool) & np.asarray(is_later)):
             return None
@@ -492,10 +383,24 @@ def _logits(scores: Array, bias: Array | None, mask: Array | None, is_causal: bo
     return scores if mask is None else jnp.where(mask.astype(bool), scores, -jnp.inf)
 
 
+def _call_padded(
+    attention_fn: Callable[..., Array], q: Array, k: Array, v: Array, options: dict[str, Any]
+) -> Array:
+    """``attention_fn`` of values padded to the width of q and k, and q scaled for that width."""
+    head_dim, width = v.shape[-1], q.shape[-1]
+    if width != head_dim:
+        q = scale_queries(q, jnp.full((1, 1), (width / head_dim) ** 0.5, jnp.float32))
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - head_dim)))
+    # Flax adds a float32 bias to 16-bit scores, and jax scales 16-bit scores by float32. Strict
+    # dtype promotion would refuse both.
+    with jax.numpy_dtype_promotion("standard"):
+        return attention_fn(q, k, v, **_accepted(attention_fn, options))[..., :head_dim]
+
+
 def _accepted(attention_fn: Callable[..., Array], options: dict[str, Any]) -> dict[str, Any]:
     """The options that ``attention_fn`` takes; ValueError if it lacks one that matters."""
     known = inspect.signature(attention_fn).parameters
-    if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in known):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return options
     for name in ("mask", "bias", "is_causal"):
         if name not in known and options.get(name) is not None:

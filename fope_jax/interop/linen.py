@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fope_jax.interop import attention
+from fope_jax.interop import attention, single_layer
 from fope_jax.position import ModelShape, PositionEmbedding
 from fope_jax.position.base import Variables
 from fope_jax.typing import Array
@@ -76,8 +76,8 @@ class PositionAttention(nn.Module):
     ) -> Array:
         """See ``nn.dot_product_attention``; raises like ``interop.attention.attend``."""
         width = None if self.inputs is None else self.inputs.shape[-1]
-        shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1], width)
-        attention.check_attends(self.method, shape)
+        shape = single_layer.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1], width)
+        single_layer.check_attends(self.method, shape)
         is_full = None
         if self.decode:
             is_step = (
@@ -132,8 +132,8 @@ class Rotary(nn.Module):
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
         """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``; see ``interop.nnx.Rotary``."""
-        shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
-        attention.check_rotates(self.method, shape)
+        shape = single_layer.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
+        single_layer.check_rotates(self.method, shape)
         variables = _variables(self, self.method, shape)
         return attention.rotate(self.method, variables, q, k, positions, key_positions)
 
@@ -154,7 +154,7 @@ class PositionEmbed(nn.Module):
         ValueError if the method does not change embeddings, or positions do not fit.
         """
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
-        attention.check_embeds(self.method, shape)
+        single_layer.check_embeds(self.method, shape)
         return attention.embed(self.method, _variables(self, self.method, shape), x, positions)
 
 
@@ -162,7 +162,7 @@ def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) 
     """The module's variables by name, drawn if they do not exist yet."""
 
     def draw(key: Array) -> tuple[Variables, Variables]:
-        return attention.draw_layer(method, key, shape)
+        return single_layer.draw_layer(method, key, shape)
 
     # One draw for all variables. Flax also calls the initialisers of existing parameters.
     draw_once = functools.cache(lambda: draw(module.make_rng("params")))

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from fope_jax.interop import attention
+from fope_jax.interop import attention, single_layer
 from fope_jax.model.transformer import PositionConstant
 from fope_jax.position import ModelShape, PositionEmbedding
 from fope_jax.position.base import Variables
@@ -27,7 +27,7 @@ class _PositionModule(nnx.Module):
     """A method with its variables for one layer."""
 
     def __init__(self, method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs):
-        params, constants = attention.draw_layer(method, rngs.params(), shape)
+        params, constants = single_layer.draw_layer(method, rngs.params(), shape)
         self.method = method
         self.shape = shape
         self.variables = nnx.Dict(
@@ -89,8 +89,8 @@ class PositionAttention(_PositionModule):
             ``jit``.
           rngs: its ``params`` stream is drawn from.
         """
-        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim, d_model)
-        attention.check_attends(method, shape)
+        shape = single_layer.layer_shape(num_heads, num_kv_heads or num_heads, head_dim, d_model)
+        single_layer.check_attends(method, shape)
         super().__init__(method, shape, rngs)
         self.attention_fn = attention_fn
         self.decode = decode
@@ -174,8 +174,8 @@ class Rotary(_PositionModule):
         rngs: nnx.Rngs,
     ):
         """Draws the method's variables; ValueError if it does more than rotate or does not fit."""
-        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
-        attention.check_rotates(method, shape)
+        shape = single_layer.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
+        single_layer.check_rotates(method, shape)
         super().__init__(method, shape, rngs)
 
     def __call__(
@@ -183,9 +183,10 @@ class Rotary(_PositionModule):
     ) -> tuple[Array, Array]:
         """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``.
 
-        ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0. None
-        for ``key_positions`` takes the queries'. With a matrix per query head, k is returned with N
-        heads. ValueError for undeclared heads or positions that do not fit.
+        ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0, so a
+        loop that decodes one token at a time must give them. None for ``key_positions`` takes the
+        queries'. With a matrix per query head, k is returned with N heads. ValueError for heads
+        that were not declared or positions that do not fit.
         """
         self._check_heads(q, k)
         return attention.rotate(self.method, self._values(), q, k, positions, key_positions)
@@ -207,7 +208,7 @@ class PositionEmbed(_PositionModule):
         D^-1/2: set ``amplitude=d_model**-0.5``.
         """
         shape = ModelShape(d_model, 1, 1, 1, d_model)
-        attention.check_embeds(method, shape)
+        single_layer.check_embeds(method, shape)
         super().__init__(method, shape, rngs)
 
     def __call__(self, x: Array, positions: Array | None = None) -> Array:

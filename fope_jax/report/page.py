@@ -19,7 +19,7 @@ from fope_jax.report import (
     tables,
     validation,
 )
-from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons, run_labels
+from fope_jax.report.comparison import Comparison, comparisons, run_labels
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.html import (
     Bullets,
@@ -35,6 +35,7 @@ from fope_jax.report.html import (
     write_page,
 )
 from fope_jax.report.length_buckets import bucket_tables
+from fope_jax.report.retrieval_protocol import retrieval_paragraph
 from fope_jax.report.rows import Row, Run, read_runs
 from fope_jax.report.styles import Style, method_styles
 from fope_jax.report.sums import Sums, add_up
@@ -49,8 +50,12 @@ LEAD_SENTENCES, LEAD_ROWS = 10, 16  # of the verdict; more are folded away
 class Topic(NamedTuple):
     """What the page shows of one thing: its figures, and further down its tables."""
 
-    figures: Section | None
+    figures: Section | None = None
     numbers: Section | None = None
+
+
+def _topic(title: str, figures: Sequence[Part], numbers: Sequence[Part]) -> Topic:
+    return Topic(Section(title, figures), Section(f"{title}: numbers", numbers))
 
 
 def write_report(
@@ -89,7 +94,7 @@ def _topics(runs: Sequence[Run], styles: Styles, buckets: Sequence[int]) -> list
     positions = name_comparisons(comparisons(runs, "position"))
     answered = name_comparisons([*comparisons(runs, "passkey"), *comparisons(runs, "retrieval")])
     solved = [named for named in answered if not tables.is_unsolved(named.comparison)]
-    unsolved = [named.comparison for named in answered if named not in solved]
+    unsolved = [n.comparison for n in answered if tables.is_unsolved(n.comparison)]
     return [
         *(_retrieval(named, runs, styles) for named in solved),
         _unsolved(unsolved),
@@ -124,11 +129,6 @@ def name_comparisons(listed: Sequence[Comparison]) -> list[Named]:
             heading += f": {', '.join(comparison.curves)}"
         named.append(Named(comparison, stem, heading))
     return named
-
-
-def _numbers(title: str, parts: Sequence[Part]) -> Section:
-    """The tables to the figures of the section ``title``."""
-    return Section(f"{title}: numbers", parts)
 
 
 # ---------------------------------------------------------------------------- sections
@@ -202,7 +202,7 @@ def _validation(runs: Sequence[Run], styles: Styles) -> list[Topic]:
         )
         title = f"Loss during training ({scored.split})"
         table = Details("Every loss", [validation.validation_table(run_rows)])
-        topics.append(Topic(Section(title, [text, picture]), _numbers(title, [table])))
+        topics.append(_topic(title, [text, picture], [table]))
     return topics
 
 
@@ -242,7 +242,7 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
     if infinite:
         parts.append(f"Not finite and so not drawn: {', '.join(infinite)}.")
     title = f"{protocols.describe(comparison).title} ({heading})"
-    return Topic(Section(title, parts), _numbers(title, _perplexity_numbers(comparison, others)))
+    return _topic(title, parts, _perplexity_numbers(comparison, others))
 
 
 def _perplexity_numbers(comparison: Comparison, others: Sequence[Named]) -> list[Part]:
@@ -262,7 +262,7 @@ def _perplexity_numbers(comparison: Comparison, others: Sequence[Named]) -> list
 def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
     comparison, stem, heading = named
     if not ranking.is_ranked(comparison):
-        return Topic(None)
+        return Topic()
     name = ranking.measure_of(comparison).name
     compared = [run for run in runs if run.path in comparison.paths]
     parts: list[Part] = [ranking.matched_note(compared)]
@@ -286,7 +286,7 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
         parts.append(picture)
         numbers.append(table)
     title = f"Differences between variants ({heading.replace('_', ' ')})"
-    return Topic(Section(title, parts), _numbers(title, numbers))
+    return _topic(title, parts, numbers)
 
 
 def _positions(named: Named, styles: Styles) -> Topic:
@@ -297,7 +297,7 @@ def _positions(named: Named, styles: Styles) -> Topic:
     picture = _chart(chart, styles, f"position-{named.stem}", caption)
     title = f"{description.title} ({named.heading})"
     summary, numbers = "Loss and bits per byte in each bucket", tables.position_tables(comparison)
-    return Topic(Section(title, [text, picture]), _numbers(title, [Details(summary, numbers)]))
+    return _topic(title, [text, picture], [Details(summary, numbers)])
 
 
 def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
@@ -307,7 +307,7 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
     depths = ", over all depths," if by_depth else ""
     caption = f"Share of {counted}{depths} by context length. {chart.note}"
     parts: list[Part] = [
-        _retrieval_paragraph(comparison, runs),
+        retrieval_paragraph(comparison, runs),
         _chart(chart, styles, stem, caption),
     ]
     if by_depth:
@@ -322,68 +322,23 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
     every_row = Details("Every row: length and depth", [tables.depth_table(comparison)])
     title = f"{plots.retrieval_title(comparison)} ({named.heading.replace('_', ' ')})"
     numbers = [*tables.retrieval_tables(comparison), every_row]
-    return Topic(Section(title, parts), _numbers(title, numbers))
+    return _topic(title, parts, numbers)
 
 
 def _unsolved(unsolved: Sequence[Comparison]) -> Topic:
     """A line for each task that is all zeros; how far its answers are off, in tables."""
     if not unsolved:
-        return Topic(None)
+        return Topic()
     title = "Tasks that no variant solves"
     found = [table for comparison in unsolved for table in tables.retrieval_tables(comparison)]
-    numbers = _numbers(title, [Details("Right answers, ranks and losses of these tasks", found)])
-    return Topic(Section(title, [tables.unsolved_sentence(c) for c in unsolved]), numbers)
-
-
-TASKS = {
-    "recall": "Pairs of a key and a value, all of one dictionary; at the end one key is given "
-    "that stands once before, and its value is asked for. All are token ids.",
-    "copy": "A text of random token ids is followed by its copy, which the model has to go on "
-    "with for some tokens; the depth is the share of the text copied before.",
-    "multi_key": "Several words have a number each, hidden in a haystack; one is asked for.",
-    "multi_value": "One word has several numbers, hidden in a haystack; all are asked for.",
-    "multi_query": "Several words have a number each, hidden in a haystack; all are asked for.",
-    "every_key": "Ten words have a number each, evenly spaced in a haystack; after the window "
-    "every one is asked for, each as if it were the only one. The ten answers of a window share "
-    "its haystack, so intervals count a window as one trial.",
-    "variable_tracking": "Two chains of assignments are hidden in a haystack; all variables of "
-    "one value are asked for.",
-    "common_words": "In a long list some words are more common than all others; they are asked "
-    "for.",
-}
-
-
-def _retrieval_paragraph(comparison: Comparison, runs: Sequence[Run]) -> str:
-    """The protocol, with the prompt's texts or the haystack where a run states them."""
-    is_passkey, rows = comparison.kind == "passkey", comparison.first_rows
-    task = "A random five-digit key is hidden in filler."
-    if not is_passkey:
-        task = TASKS.get(comparison.name, "")
-    depths = {row["depth"] for row in rows}
-    by_depth = "" if None in depths else f" and each of {len(depths)} depths"
-    text = (
-        f"{task} It is asked for at the end of the window: {rows[0]['total']:,} trials at each "
-        f"length{by_depth}, the same at every length and for every variant. A trial is right when "
-        "greedy decoding writes the whole answer. The window, answer included, has exactly the "
-        "number of tokens shown."
-    ).strip()
-    field = TASK_FIELD[comparison.kind]
-    protocol_rows = [row for run in runs for row in run.of("protocol")]
-    for settings in (r["settings"] for r in protocol_rows if r.get(field) == comparison.name):
-        texts, haystack = settings.get("texts"), settings.get("haystack")
-        if is_passkey and texts:
-            prompt = "".join(texts[k] for k in ("intro", "filler", "needle", "filler", "question"))
-            return f"{text} The prompt: “{prompt}” (filler repeated)."
-        if not is_passkey and haystack and comparison.name != "common_words":
-            source = "repeated sentences" if haystack == "noise" else f"the {haystack} text"
-            return f"{text} The haystack is {source}."
-    return text
+    numbers = Details("Right answers, ranks and losses of these tasks", found)
+    return _topic(title, [tables.unsolved_sentence(c) for c in unsolved], [numbers])
 
 
 def _tasks(runs: Sequence[Run]) -> Topic:
     found = task_tables(runs)
     if not found:
-        return Topic(None)
+        return Topic()
     text = (
         "Downstream tasks, without examples but those in the prompt itself and without a chat "
         "template: the model goes on with the prompt as it stands, greedily, or choices are ranked "
@@ -394,13 +349,13 @@ def _tasks(runs: Sequence[Run]) -> Topic:
 
 def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> Topic:
     parts = bucket_tables(runs, edges) if edges else []
-    return Topic(None, Section("Ranges of length", parts) if parts else None)
+    return Topic(numbers=Section("Ranges of length", parts) if parts else None)
 
 
 def _spectra(runs: Sequence[Run], styles: Styles) -> Topic:
     points = correlation.spectrum_points(runs)
     if not points:
-        return Topic(None)
+        return Topic()
     text = (
         "Leakage ratio: the share of a signal's energy that is not at the method's own "
         "frequencies; of the logits that of their mean at each distance, of q and k that of each "
@@ -419,7 +374,7 @@ def _spectra(runs: Sequence[Run], styles: Styles) -> Topic:
     )
     title = "Spectra and length generalization"
     numbers = [correlation.correlation_table(points), correlation.run_table(points)]
-    return Topic(Section(title, [text, picture]), _numbers(title, numbers))
+    return _topic(title, [text, picture], numbers)
 
 
 def _training(runs: Sequence[Run], styles: Styles) -> Topic:
@@ -450,7 +405,7 @@ def _training(runs: Sequence[Run], styles: Styles) -> Topic:
     )
     records = [(labels[run.path], record(run, row)) for run, row in last_rows]
     table = tables.table_of_records("Training, at the last row of each run", "variant", records)
-    return Topic(Section("Training", [picture]), _numbers("Training", [table]))
+    return _topic("Training", [picture], [table])
 
 
 def _provenance(runs: Sequence[Run]) -> Section:

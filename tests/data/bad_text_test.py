@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fope_jax.data import build, cache, corpora, sources, tokenized
+from fope_jax.data.build_state import BuildState
 from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.corpora import CorpusError, Document, read_file
 from fope_jax.data.inspect_cache import inspect
@@ -160,20 +161,19 @@ def test_a_build_that_goes_on_counts_each_bad_document_once(broken_config, monke
     config = broken_config(max_bad_documents=2)
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 16)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 64)
-    write_json, calls = build.write_json, []
+    save, calls = BuildState.save, []
 
-    def interrupt(path, value):
-        write_json(path, value)
-        calls.append(path.name)
+    def interrupt(state):
+        save(state)
+        calls.append(state)
         if len(calls) == len(built_shards) - 1:
             raise KeyboardInterrupt
 
     whole = dataclasses.replace(config, cache_dir=config.cache_dir + "_whole")
     built_shards = build.build(whole)["train"].summary["shards"]
-    monkeypatch.setattr(build, "write_json", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(BuildState, "save", interrupt)
         build.build(config)
-    monkeypatch.setattr(build, "write_json", write_json)
     built, expected = build.build(config)["train"], cache.open_cache(whole, "train")
     assert built.summary == expected.summary and built.summary["bad_documents"] == 2
     assert built.fingerprint == expected.fingerprint
@@ -188,6 +188,18 @@ def test_a_budget_that_is_used_up_can_be_raised(broken_config):
     assert build.build(broken_config(max_bad_documents=2))["train"].summary["documents"] == 3
     with pytest.raises(ValueError, match="max_bad_documents = -1 .*accepted: 0 or more"):
         broken_config(max_bad_documents=-1)
+
+
+def test_a_budget_that_is_used_up_stops_the_next_build_too(text_config, tmp_path, monkeypatch):
+    """At once, not after the rest of the text: complete shards hold the bad documents."""
+    monkeypatch.setattr(cache, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 64)
+    lines = ["{", "{"] + ['{"text": "many words are here"}'] * 200
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = text_config(train_files=(f"{tmp_path}/a.jsonl",), max_bad_documents=1)
+    for _ in range(2):
+        with pytest.raises(CorpusError, match=r"^2 documents of the train split cannot be read"):
+            build.build(config, workers=1)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fope_jax.data import beam, build, cache, tokenized
+from fope_jax.data import beam, build, cache, parts, tokenized
 from fope_jax.data.beam import Runner
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
@@ -87,13 +87,13 @@ def test_finished_parts_are_kept_and_others_are_not_trusted(text_config, tmp_pat
     runner = Runner(parts=str(tmp_path / "parts"))
     made = []
 
-    def work(parts, config, tokenizer, runner):
-        for part, output in parts:
+    def run(work, config, tokenizer, runner):
+        for part, output in work:
             if not as_path(output + ".npz").exists():
                 made.append(part.files)
-                tokenized.save_part(config, lambda: tokenizer, part, output)
+                parts.save_part(config, lambda: tokenizer, part, output)
 
-    monkeypatch.setattr(beam, "run", work)
+    monkeypatch.setattr(beam, "run", run)
     build.build(text_config(cache_dir=str(tmp_path / "one")), runner)
     assert len(made) == 6
     build.build(text_config(cache_dir=str(tmp_path / "two")), runner)

@@ -27,6 +27,7 @@ from fope_jax.extend.parent import open_parent
 from fope_jax.main import main
 from fope_jax.storage.run_paths import RUN
 
+pytestmark = pytest.mark.usefixtures("compile_once")
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -331,7 +332,7 @@ def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
 
 def test_default_lengths_beyond_the_position_embedding_are_left_out(own, caplog):
     learned = {"method": "learned", "table_length": 40}
-    planned = plan("same-tokens", "passkey", position=learned, evaluate={"passkey_templates": ()})
+    planned = plan("same-tokens", position=learned)
     assert planned.keys() == {"same-tokens (validation)"}
     assert planned["same-tokens (validation)"]["contexts"] == [32]
     told = "evaluate.lengths: 64, 128, 256, 512 tokens are left out: Learned is defined for at mos"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fope_jax.data import build, cache, corpora, documents, tokenized
+from fope_jax.data.build_state import BuildState
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.documents import encode_group
 from fope_jax.data.loader import Loader
@@ -376,7 +377,7 @@ def test_a_tfds_file_that_is_fetched_again_is_not_gone_on_without(c4_config, c4_
         file.write_bytes(content[other])
         interrupted = dataclasses.replace(config, cache_dir=f"{config.cache_dir}-went-on-{state}")
         with monkeypatch.context() as patch:
-            patch.setattr(build, "_save_state", _stop_after(build._save_state, 3))
+            patch.setattr(BuildState, "save", _stop_after(BuildState.save, 3))
             with pytest.raises(KeyboardInterrupt):
                 build.build(interrupted)
         file.write_bytes(content[state])

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fope_jax.data import build, cache, corpora, sources, tokenized
+from fope_jax.data import build, cache, corpora, parts, sources, tokenized
+from fope_jax.data.build_state import BuildState
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.tokenizers import BytesTokenizer
@@ -121,7 +122,7 @@ def test_a_build_that_cut_a_file_elsewhere_begins_again(mixed_config, monkeypatc
     """The documents of each part are counted, so the parts must be the same."""
     config, whole = mixed_config(), mixed_config(cache_dir=str(tmp_path / "whole"))
     build.build(whole, workers=1)
-    save, calls = build._save_state, []
+    save, calls = BuildState.save, []
 
     def interrupt(*arguments):
         save(*arguments)
@@ -130,7 +131,7 @@ def test_a_build_that_cut_a_file_elsewhere_begins_again(mixed_config, monkeypatc
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(build, "_save_state", interrupt)
+        patch.setattr(BuildState, "save", interrupt)
         build.build(config, workers=1)
     monkeypatch.setattr(corpora, "PIECE_BYTES", 300)
     for path in tmp_path.glob("cache/*.sources.json"):
@@ -176,7 +177,7 @@ def test_a_stopped_pool_goes_on_with_the_parts_that_were_not_read(
     build.build(whole, workers=2)
     assert len(Inline.made) == 9  # of both splits, each once
     for stop, workers in ((2, 2), (4, 1), (8, 2)):
-        save, calls = build._save_state, []
+        save, calls = BuildState.save, []
 
         def interrupt(*arguments, save=save, calls=calls, stop=stop):
             save(*arguments)
@@ -185,7 +186,7 @@ def test_a_stopped_pool_goes_on_with_the_parts_that_were_not_read(
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(build, "_save_state", interrupt)
+            patch.setattr(BuildState, "save", interrupt)
             build.build(config, workers=2)
         Inline.made.clear()
         build.build(config, workers=workers)
@@ -200,24 +201,24 @@ def test_a_stopped_pool_goes_on_with_the_parts_that_were_not_read(
 
 
 def test_documents_of_a_saved_part_from_any_number(text_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(tokenized, "_READ_TOKENS", 100)
+    monkeypatch.setattr(parts, "_READ_TOKENS", 100)
     path = tmp_path / "many.jsonl"
     path.write_text("".join(json.dumps({"text": "x" * (7 * i % 150)}) + "\n" for i in range(60)))
     config, tokenizer = text_config(train_files=(str(path),)), BytesTokenizer()
-    part = tokenized.Part("text", "train", 0, (str(path),), 1)
+    part = parts.Part("text", "train", 0, (str(path),), 1)
     output = str(tmp_path / "parts" / "p")
-    tokenized.save_part(config, lambda: tokenizer, part, output)
+    parts.save_part(config, lambda: tokenizer, part, output)
     for skip in (0, 1, 30, 59, 60):
         pair = [
-            (list(tokenized.read_saved_part(part, output, skip))),
-            (list(tokenized.tokenize_part(config, tokenizer, part, skip))),
+            (list(parts.read_saved_part(part, output, skip))),
+            (list(parts.tokenize_part(config, tokenizer, part, skip))),
         ]
         saved, direct = ([x for g in groups for x in g.names] for groups in pair)
         assert saved == direct and len(saved) == 60 - skip
         for name in ("tokens", "lengths", "bytes", "changed"):
             joined = [np.concatenate([[], *(getattr(g, name) for g in x)]) for x in pair]
             np.testing.assert_array_equal(*joined)
-    assert len(list(tokenized.read_saved_part(part, output))) > 20  # some at a time
+    assert len(list(parts.read_saved_part(part, output))) > 20  # some at a time
 
 
 def test_a_worker_that_is_killed_is_told(text_config, tmp_path):
@@ -248,7 +249,7 @@ def test_a_part_of_a_corpus_is_its_first_documents_whole(
         count = int(np.searchsorted(ends, fields["max_tokens"]))
         assert 1 < count < 9
     config = mixed_config(**fields)
-    save, calls = build._save_state, []
+    save, calls = BuildState.save, []
 
     def interrupt(*arguments):
         save(*arguments)
@@ -258,7 +259,7 @@ def test_a_part_of_a_corpus_is_its_first_documents_whole(
 
     if ends[count] > 3000:  # it goes on to the same end
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(build, "_save_state", interrupt)
+            patch.setattr(BuildState, "save", interrupt)
             build.build(config, workers=1)
     capsys.readouterr()
     found = build.build(config, workers=1)["train"]

@@ -17,7 +17,8 @@ from fope_jax.evaluate.restore import load_run, read_experiment
 from fope_jax.extend.lineage import read_lineage
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
-from fope_jax.interop.runs import export_run, import_run
+from fope_jax.interop.run_export import export_run
+from fope_jax.interop.run_import import import_run
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.main import main
 from fope_jax.model.config import TransformerConfig

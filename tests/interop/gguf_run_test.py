@@ -13,7 +13,8 @@ from fope_jax.config import ConfigError  # noqa: E402
 from fope_jax.evaluate.restore import load_run, read_experiment  # noqa: E402
 from fope_jax.evaluate.run_data import load_run_tokenizer  # noqa: E402
 from fope_jax.interop.gguf import import_gguf_weights, open_gguf  # noqa: E402
-from fope_jax.interop.runs import export_run, import_run  # noqa: E402
+from fope_jax.interop.run_export import export_run  # noqa: E402
+from fope_jax.interop.run_import import import_run  # noqa: E402
 from fope_jax.main import main  # noqa: E402
 from fope_jax.model.transformer import split  # noqa: E402
 from tests.interop.tiny_gguf import TYPES, random_tensors, vocabulary, write  # noqa: E402

@@ -412,6 +412,14 @@ ERRORS = {
         lambda: Rotary(ByLayer((CASES["cope"],)), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
         "CoPE.*has a bias.*use PositionAttention",
     ),
+    "a name in place of a method": (
+        lambda: Rotary("rope", num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
+        r"method='rope': expected a position embedding, such as RoPE\(\)",
+    ),
+    "key-value heads that do not divide": (
+        lambda: Rotary(RoPE(), num_heads=4, num_kv_heads=3, head_dim=8, rngs=nnx.Rngs(0)),
+        "num_heads=4, num_kv_heads=3: expected a multiple",
+    ),
     "heads": (
         lambda: called(built(RoPE()), heads=2),
         "num_heads, num_kv_heads, head_dim = 2, 2, 8 come in: 4, 4, 8 were declared",
@@ -501,6 +509,8 @@ ERRORS = {
     "absolute",
     "pattern",
     "odd head_dim",
+    "a name in place of a method",
+    "key-value heads that do not divide",
     "heads",
     "one query",
     "positions",

@@ -17,7 +17,7 @@ from fope_jax.evaluate.restore import NonFiniteError, load_run, read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
-from fope_jax.interop.runs import import_run
+from fope_jax.interop.run_import import import_run
 from fope_jax.interop.weights import export_weights
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, merge, split

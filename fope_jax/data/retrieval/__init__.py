@@ -1,7 +1,7 @@
 """Retrieval tasks: windows of an exact number of tokens, generated from a seed, with an answer.
 
 Training (`fope_jax.data.task_mixture`) and test (`fope_jax.evaluate.retrieval`) use different
-items, see `base.split_of`. This module imports nothing, because configs read ``TASKS``.
+items, see `base.split_of`. This module imports nothing, because configs read these names.
 """
 
 TASKS = (
@@ -15,3 +15,4 @@ TASKS = (
     "variable_tracking",
     "common_words",
 )
+PASSKEY_TEMPLATES = ("compact", "standard")  # of `passkey.TEMPLATES`

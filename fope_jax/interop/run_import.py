@@ -1,12 +1,13 @@
-"""Imports Hugging Face checkpoints and GGUF files as runs, and exports runs as such checkpoints."""
+"""Imports a Hugging Face checkpoint or a GGUF file as a run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,9 @@ from fope_jax.data.tokenizers import (
     describe_tokenizer,
 )
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.restore import LoadedRun, load_run, read_experiment
+from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
-from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
-from fope_jax.interop.families import MAX_POSITIONS
 from fope_jax.interop.gguf import (
     SUFFIX,
     import_gguf_config,
@@ -49,35 +48,20 @@ from fope_jax.interop.gguf import (
 )
 from fope_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from fope_jax.interop.hub import origin_of
-from fope_jax.interop.huggingface import ImportedConfig, family_of
-from fope_jax.interop.model_card import UNKNOWN_LICENSE, CardFacts, model_card
-from fope_jax.interop.tokenizer_files import (
-    TOKENIZER,
-    BosPolicy,
-    copy_tokenizer,
-    special_ids,
-    write_tokenizer,
-)
-from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
+from fope_jax.interop.huggingface import ImportedConfig
+from fope_jax.interop.tokenizer_files import TOKENIZER, copy_tokenizer
+from fope_jax.interop.weights import ImportedModel, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
-from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import detect_content, read_head
-from fope_jax.storage.directories import (
-    check_output,
-    check_space,
-    make_directory,
-    remove_empty_directories,
-    remove_tree,
-)
-from fope_jax.storage.files import file_sha256, read_json, write_text
+from fope_jax.storage.directories import check_space
+from fope_jax.storage.files import file_sha256, read_json
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path, expand_home
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
 from fope_jax.train.workdir import (
     IMPORTED,
     KEPT,
-    LINEAGE,
     RUN,
     UNTRAINED,
     check_workdir,
@@ -87,9 +71,6 @@ from fope_jax.train.workdir import (
 )
 
 log = logging.getLogger(__name__)
-
-PARTIAL = ".partial"  # directory of an unfinished export
-_MODE = 0o644
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
@@ -115,42 +96,36 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     experiment = imported_experiment(source, config, overrides)
     check_tokenizer(experiment)
     origin = origin_of(source.absolute())
-    facts = {"training_length": config.training_length} | (origin._asdict() if origin else {})
-    facts = {"directory": str(source)} | facts
-    if _is_imported(
-        workdir, experiment, facts, experiment.data
-    ):  # weights are read later, which may take minutes
-        return _already_there(source, workdir)
-    return _save_import(source, workdir, experiment, import_weights(source), facts, experiment.data)
+    facts = {"directory": str(source), "training_length": config.training_length}
+    facts |= origin._asdict() if origin else {}
+    tokenizer = experiment.data.tokenizer
+    read_weights = functools.partial(import_weights, source)
+    return _save_import(workdir, experiment, facts, tokenizer, read_weights)
 
 
 def _import_gguf(path: Path, workdir: Path, overrides: list[str]) -> str:
     """As `import_run`, of a file, whose tokenizer is rebuilt unless another is given."""
     file = open_gguf(path)
     config = import_gguf_config(file)
+    is_rebuilt = "data.tokenizer" not in dict(map(split_override, overrides))
     with tempfile.TemporaryDirectory() as scratch:
-        if "data.tokenizer" not in dict(map(split_override, overrides)):
+        if is_rebuilt:
             write_gguf_tokenizer(file, Path(scratch))
-        rebuilt = imported_experiment(Path(scratch), config, overrides, name=path.stem)
-        check_tokenizer(rebuilt, Path(scratch), path)
-        experiment = rebuilt
-        if rebuilt.data.tokenizer == str(Path(scratch, TOKENIZER)):
-            data = dataclasses.replace(rebuilt.data, tokenizer=str(workdir.absolute() / TOKENIZER))
-            experiment = dataclasses.replace(rebuilt, data=data)
+        experiment = imported_experiment(Path(scratch), config, overrides, name=path.stem)
+        check_tokenizer(experiment, f"in {path}" if is_rebuilt else None)
+        tokenizer = experiment.data.tokenizer
+        if is_rebuilt:  # the run will have it
+            copy = str(workdir.absolute() / TOKENIZER)
+            data = dataclasses.replace(experiment.data, tokenizer=copy)
+            experiment = dataclasses.replace(experiment, data=data)
         facts = {"directory": str(path), "sha256": file_sha256(path)}
         facts |= {"quantisations": file.quantisations, "training_length": config.training_length}
-        if _is_imported(workdir, experiment, facts, rebuilt.data):
-            return _already_there(path, workdir)
-        imported = import_gguf_weights(file)
-        return _save_import(path, workdir, experiment, imported, facts, rebuilt.data)
-
-
-def _already_there(source: Path, workdir: Path) -> str:
-    return f"{source} is in {workdir} already, imported with the same configuration"
+        read_weights = functools.partial(import_gguf_weights, file)
+        return _save_import(workdir, experiment, facts, tokenizer, read_weights)
 
 
 def _is_imported(
-    workdir: Path, experiment: Experiment, facts: Mapping[str, Any], tokenizer: DataConfig
+    workdir: Path, experiment: Experiment, facts: Mapping[str, Any], tokenizer: str
 ) -> bool:
     """Whether a workdir holds the finished import of ``experiment`` with the origin ``facts``.
 
@@ -166,8 +141,8 @@ def _is_imported(
         store.latest_valid_step()
     before = flat_values(read_experiment(workdir)) | _origin(facts | info[IMPORTED])
     now = flat_values(experiment) | _origin(facts)
-    own, given = workdir / TOKENIZER, as_path(tokenizer.tokenizer)
-    if own.is_file() and given.is_file() and own.read_bytes() == given.read_bytes():
+    copy, source = workdir / TOKENIZER, as_path(tokenizer)
+    if copy.is_file() and source.is_file() and copy.read_bytes() == source.read_bytes():
         before["data.tokenizer"] = now["data.tokenizer"]  # the run may have been moved
     changes = [f"{key}: {old!r}, now {new!r}" for key, old, new in differing_values(before, now)]
     if changes:
@@ -194,14 +169,23 @@ def _check_is_no_directory_of_gguf(source: Path) -> None:
 
 
 def _save_import(
-    source: Path,
     workdir: Path,
     experiment: Experiment,
-    imported: ImportedModel,
     facts: Mapping[str, Any],
-    tokenizer: DataConfig,
+    tokenizer: str,
+    read_weights: Callable[[], ImportedModel],
 ) -> str:
-    """Writes the run; ``facts`` say where the weights come from, ``tokenizer`` is copied."""
+    """Writes the run unless it is there; ``import_run`` returns the line.
+
+    Args:
+      facts: where the weights come from, for run.json.
+      tokenizer: as ``data.tokenizer``; a file is copied.
+      read_weights: may take minutes, and is not called if the run is there.
+    """
+    source = facts["directory"]
+    if _is_imported(workdir, experiment, facts, tokenizer):
+        return f"{source} is in {workdir} already, imported with the same configuration"
+    imported = read_weights()
     position, fingerprints = checkpoint_fingerprint(
         imported.position, imported.config.shape, imported.constants
     )
@@ -227,17 +211,17 @@ def _save_import(
     return f"{source}: {parameters:,} parameters, position {position.summary}"
 
 
-def _keep_tokenizer(workdir: Path, data: DataConfig) -> dict[str, Any]:
+def _keep_tokenizer(workdir: Path, name: str) -> dict[str, Any]:
     """Copies the tokenizer into the workdir; returns what run.json keeps of it."""
     tokenizer: Tokenizer = BytesTokenizer()
-    if data.tokenizer.endswith(".json"):
-        copy_tokenizer(as_path(data.tokenizer), workdir)
+    if name.endswith(".json"):
+        copy_tokenizer(as_path(name), workdir)
         try:
-            tokenizer = JsonTokenizer.load(as_path(data.tokenizer))
+            tokenizer = JsonTokenizer.load(as_path(name))
         except TokenizerError:  # weights are imported with any tokenizer
             return {}
         tokenizer.save(workdir)
-    elif data.tokenizer != tokenizer.kind:
+    elif name != tokenizer.kind:
         return {}  # a SentencePiece model lies in the token cache
     return {RUN_TOKENIZER: describe_tokenizer(tokenizer)}
 
@@ -271,6 +255,18 @@ def imported_experiment(
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
     experiment = build_experiment(apply_overrides(ConfigDict(experiment_to_dict(base)), overrides))
+    _check_model(experiment, imported)
+    token, added = experiment.evaluate.bos_token, experiment.evaluate.add_bos_token
+    log.info(
+        "BOS token: %s (%s)",
+        f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none",
+        bos.source if (token, added) == (bos.token, bos.added) else "as the configuration has it",
+    )
+    return experiment
+
+
+def _check_model(experiment: Experiment, imported: ImportedConfig) -> None:
+    """Raises ConfigError if overrides have changed what the weights compute."""
     changeable = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
     expected = dataclasses.replace(
         experiment,
@@ -286,13 +282,6 @@ def imported_experiment(
             f"{'; '.join(changes)}; an import can change "
             f"{', '.join(f'model.{field}' for field in RUNTIME_FIELDS)} only"
         )
-    token, added = experiment.evaluate.bos_token, experiment.evaluate.add_bos_token
-    log.info(
-        "BOS token: %s (%s)",
-        f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none",
-        bos.source if (token, added) == (bos.token, bos.added) else "as the configuration has it",
-    )
-    return experiment
 
 
 def is_tokenizer_compatible(imported: Experiment) -> bool:
@@ -303,12 +292,10 @@ def is_tokenizer_compatible(imported: Experiment) -> bool:
         return False
 
 
-def check_tokenizer(
-    imported: Experiment, scratch: Path | None = None, source: Path | None = None
-) -> None:
+def check_tokenizer(imported: Experiment, name: str | None = None) -> None:
     """Raises ConfigError for a tokenizer that is missing, broken or larger than the embedding.
 
-    A tokenizer in ``scratch`` was rebuilt from the file ``source``, which messages then name.
+    ``name`` stands for it in the last of these messages; None takes ``data.tokenizer``.
     """
     path = as_path(imported.data.tokenizer)
     if path.suffix == ".json":
@@ -321,13 +308,10 @@ def check_tokenizer(
             raise ConfigError(f"data.tokenizer = {str(path)!r}: there is no such file")
     size = _vocab_size(imported.data)
     if size > imported.model.vocab_size:
-        named = imported.data.tokenizer
-        if scratch is not None and path.parent == scratch:
-            named = f"in {source}"
         raise ConfigError(
-            f"the tokenizer {named} has {size:,} tokens, the embedding of "
-            f"{imported.name} has {imported.model.vocab_size:,}, and an import does not change it: "
-            "name the tokenizer that the model was trained with, "
+            f"the tokenizer {name or imported.data.tokenizer} has {size:,} tokens, the embedding "
+            f"of {imported.name} has {imported.model.vocab_size:,}, and an import does not change "
+            "it: name the tokenizer that the model was trained with, "
             f"--config.data.tokenizer=PATH/{TOKENIZER}, or make the embedding larger before "
             f"(resize_token_embeddings({size}) of transformers, then save_pretrained)"
         )
@@ -339,130 +323,12 @@ def _vocab_size(data: DataConfig) -> int:
         return BytesTokenizer.vocab_size
     if data.tokenizer == "sentencepiece":
         return data.vocab_size
+    tokenizers: Any = require("tokenizers", "train")
     try:
-        stored = require("tokenizers", "train").Tokenizer.from_file(expand_home(data.tokenizer))
-    except ImportError:
-        raise
+        stored = tokenizers.Tokenizer.from_file(expand_home(data.tokenizer))
     except Exception as error:  # the library raises this for an invalid file
         raise ConfigError(
             f"data.tokenizer = {data.tokenizer!r} cannot be read: {error}; get the file again, or "
             f"name a whole one, --config.data.tokenizer=PATH/{TOKENIZER}"
         ) from error
     return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
-
-def export_run(
-    run: str | Path,
-    directory: str | Path,
-    step: int | None = None,
-    dtype: str | None = None,
-    accept_position: str | None = None,
-    license: str = UNKNOWN_LICENSE,
-) -> str:
-    """Writes one checkpoint of a run as a Hugging Face checkpoint.
-
-    It has the weights, the tokenizer, generation_config.json and a model card; ``import_run`` makes
-    the same run of it.
-
-    Args:
-      run: a run directory, or one with a step: ``runs/fope/500``.
-      directory: to create.
-      step: of the checkpoint; None takes the newest valid one.
-      dtype: of the tensors, see ``export_weights``.
-      accept_position: see ``check_fingerprint``.
-      license: of the weights, for the model card.
-
-    Returns one line about the model. Raises ValueError if Hugging Face does not support the model,
-    CheckpointError if it was trained with another position embedding, OSError for a missing run.
-    """
-    directory = as_path(directory)
-    if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
-        raise FileExistsError(f"{directory} is not empty: export into a new directory")
-    check_output(directory, "the checkpoint")
-    run, step = split_step(run, step)
-    loaded = load_run(run, step, accept_position=accept_position)
-    size = sum(x.nbytes for x in jax.tree.leaves(split(loaded.model)[1]))
-    check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
-    # Written to a subdirectory first, so that an interrupted export does not look complete.
-    partial = directory / PARTIAL
-    made = make_directory(directory)
-    remove_tree(partial)
-    try:
-        _write_checkpoint(partial, directory.name, run, loaded, dtype, license)
-        for path in partial.iterdir():
-            path.chmod(_MODE)  # libraries make files that their owner alone can read
-            path.rename(directory / path.name)
-        partial.rmdir()
-    except BaseException:
-        remove_tree(partial)
-        remove_empty_directories(made)
-        raise
-    model = loaded.model
-    position, _ = checkpoint_fingerprint(model.position, model.config.shape, split(model)[2])
-    return f"{run}, step {loaded.step}: position {position.summary}"
-
-
-def _write_checkpoint(
-    directory: Path, name: str, run: Path, loaded: LoadedRun, dtype: str | None, license: str
-) -> None:
-    """All files of an export, into a directory that does not exist."""
-    model, experiment, info = loaded.model, loaded.experiment, loaded.run_info
-    _, params, constants = split(model)
-    tokenizer = _read_tokenizer(run, experiment.data)
-    source, bos = _tokenizer_json(run, experiment.data), _bos_policy(run, experiment, info)
-    extra_keys: dict[str, Any] = info.get(KEPT) or special_ids(tokenizer, bos)
-    stretched = info.get(UNTRAINED, {}).get("length", 0)  # what its positions are made for
-    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0), stretched)
-    export_weights(
-        directory,
-        model.config,
-        model.position,
-        params,
-        constants,
-        length=length,
-        training_length=experiment.train.length,
-        extra_keys=extra_keys,
-        dtype=dtype,
-    )
-    facts = CardFacts(
-        name=name,
-        run=str(run),
-        step=loaded.step,
-        experiment=experiment,
-        parameters=sum(x.size for x in jax.tree.leaves(params)),
-        model_type=family_of(model.config, model.position),
-        info=info,
-        lineage=_read_lineage(run),
-        tokenizer=write_tokenizer(directory, tokenizer, source, bos, length),
-        license=license,
-    )
-    write_text(directory / "README.md", model_card(facts))
-
-
-def _read_tokenizer(run: Path, data: DataConfig) -> Tokenizer | None:
-    """The tokenizer of a run; None if it cannot be read."""
-    try:
-        return load_run_tokenizer(run, data)
-    except (ValueError, OSError, RuntimeError):
-        return None
-
-
-def _tokenizer_json(run: Path, data: DataConfig) -> Path | None:
-    """The tokenizer.json of a run: its own, or the one it was made with; None if it has none."""
-    if not data.tokenizer.endswith(".json"):
-        return None
-    own = run / TOKENIZER
-    return own if own.is_file() else as_path(data.tokenizer)
-
-
-def _bos_policy(run: Path, experiment: Experiment, info: Mapping[str, Any]) -> BosPolicy | None:
-    """What evaluation does; None for weights that an older version imported without asking."""
-    stated = read_json(run / CONFIG).get("evaluate", {})
-    if KEPT in info and "add_bos_token" not in stated:
-        return None
-    evaluate = experiment.evaluate
-    return BosPolicy(evaluate.bos_token if evaluate.add_bos_token else None)
-
-
-def _read_lineage(run: Path) -> dict[str, Any]:
-    return read_json(run / LINEAGE) if (run / LINEAGE).is_file() else {}

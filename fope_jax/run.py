@@ -164,8 +164,9 @@ class Run:
             room for ``max_new_tokens``.
           NonFiniteError: logits are not finite.
         """
-        if not 0 <= temperature < float("inf"):
-            raise ValueError(f"temperature = {temperature}; accepted: 0 or more")
+        is_number = isinstance(temperature, (int, float, np.number))
+        if not is_number or not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature = {temperature!r}; accepted: a number, 0 or more")
         is_text = isinstance(prompt, str)
         # Of an empty text nothing is encoded: a document begins after the end of another.
         ids = (self.encode(prompt) or [self.tokenizer.eos_id]) if is_text else prompt

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.storage.paths import check_bucket, expand_home
+from fope_jax.storage import paths
+from fope_jax.storage.paths import check_bucket
 from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import add_positional, check_named, directory
 
@@ -63,11 +64,12 @@ def group(title: str, *options: Option) -> Option:
 
 
 def local_path(text: str) -> Path:
-    """A path of this machine."""
+    """The argument's path of this machine."""
     check_named(text)
-    if "://" in text:  # as a Path it would create a directory "gs:" here
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
-    return Path(expand_home(text))
+    try:
+        return paths.local_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 RUNS_HELP = "a --workdir; with /STEP one of its checkpoints, the newest without it"

@@ -31,8 +31,10 @@ def extend(arguments: argparse.Namespace) -> None:
 
     METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
     llama3, longrope, clip, ...) for a model with frequencies; "inner" takes a window or a logit
-    scaling away. From RoPE, fope is the form that changes the parent least; that of the released
-    code is --config.position.preset=official. drope trains at the parent's own length.
+    scaling away. MODULE:CLASS is a method or scaling of your own; a method follows a parent of its
+    kind (rotation, bias, ...) and keeps the parent's knobs of the same names. From RoPE, fope is
+    the form that changes the parent least; that of the released code is
+    --config.position.preset=official. drope trains at the parent's own length.
 
     The same command again goes on from the newest checkpoint. --no-train makes a run of step 0 that
     `fope evaluate`, generate, export and extend take; files of its parent's checkpoint get a second

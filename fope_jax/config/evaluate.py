@@ -7,8 +7,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fope_jax.config.fields import check_fields
+from fope_jax.data.config import SPLITS
 from fope_jax.data.held_out import text_name
-from fope_jax.data.retrieval import TASKS
+from fope_jax.data.retrieval import PASSKEY_TEMPLATES, TASKS
+
+PROTOCOLS = (  # of `fope_jax.evaluate.protocols`
+    "same-tokens",
+    "sliding-window",
+    "chunks",
+    "document-resets",
+    "no-resets",
+    "long-window",
+    "from-start",
+    "passkey",
+    "retrieval",
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,17 @@ class EvaluateConfig:
                 lambda values: len(set(values)) == len(values),
                 "each once",
             ),
+            (
+                "protocols",
+                lambda names: set(names) <= {*PROTOCOLS, "all"},
+                f"some of {', '.join(PROTOCOLS)}, or all of them: all",
+            ),
+            (
+                "passkey_templates",
+                lambda names: set(names) <= set(PASSKEY_TEMPLATES),
+                f"some of {', '.join(PASSKEY_TEMPLATES)}",
+            ),
+            ("splits", lambda names: set(names) <= set(SPLITS), f"some of {', '.join(SPLITS)}"),
             ("retrieval_tasks", lambda names: set(names) <= set(tasks), f"some of {tasks}"),
             (
                 "add_bos_token",

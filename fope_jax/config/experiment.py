@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import logging
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
@@ -22,6 +25,9 @@ from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
+from fope_jax.storage.changeable_keys import is_changeable
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,39 +61,8 @@ SECTIONS = {
 }
 TOP_LEVEL = {"name": str, "seed": int}
 
-# Values that may change when a run resumes. They change what is reported or stored, where text lies
-# (its content is compared with the checkpoint's), or how numbers are computed, up to rounding.
-# Those for bad steps may change too, so that a run stopped by one can resume.
-CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
-CHANGEABLE_KEYS = (
-    "name",
-    "model.scan_layers",
-    "model.remat",
-    "model.attention",
-    "model.attention_block",
-    "model.derivatives",
-    "train.accumulate",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "train.keep_period",
-    "train.grace_seconds",
-    "train.evaluate_every",
-    "train.tracker",
-    "train.on_save_error",
-    "train.compiler_options",
-    "train.on_bad_step",
-    "train.max_skipped",
-    "train.spike_factor",
-    "data.cache_dir",
-    "data.train_files",
-    "data.validation_files",
-    "data.tfds_data_dir",
-    "data.copy_shards",
-    "data.max_bad_documents",
-    "data.max_damaged_files",
-)
-# These may change too as long as no learning rate of a finished update does.
+# These may change when a run resumes, beside ``CHANGEABLE_KEYS``, as long as no learning rate of a
+# finished update does.
 SCHEDULE_KEYS = ("train.steps", "train.decay_steps")
 _FILLED = {"training_length": "train.length", "num_layers": "model.num_layers"}
 
@@ -131,6 +106,9 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
             )
         position.check(model.shape)
         layer_pattern(model, position)
+        for scaling in scalings_without_effect(position, model.shape.head_dim):
+            name = positions.name_of(scaling)
+            _warn_once(f"WARNING: config.position: {name} with factor=1 changes nothing")
     except ConfigError:
         raise
     except ValueError as error:
@@ -145,6 +123,34 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
         return Experiment(**top, **sections, position=position)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
+
+
+def scalings_without_effect(position: PositionEmbedding, head_dim: int) -> list[positions.Scaling]:
+    """The scalings by a factor of 1 that leave frequencies and logits as they are.
+
+    >>> rope = positions.RoPE(scaling=(positions.YaRN(1.0, 512),))
+    >>> scalings_without_effect(rope, 64) == [*rope.scaling]
+    True
+    """
+    found = []
+    for method in dict.fromkeys(layer.method for layer in position.layers()):
+        if not isinstance(method, (positions.RoPE, positions.FoPE)):
+            continue
+        for scaling in method.scaling:
+            if getattr(scaling, "factor", None) != 1 or scaling.follows_length:
+                continue
+            rest = tuple(step for step in method.scaling if step is not scaling)
+            plain = dataclasses.replace(method, scaling=rest).frequencies(head_dim)
+            scaled = method.frequencies(head_dim)
+            is_same = scaled.shape == plain.shape and np.allclose(scaled, plain, 1e-12, 0)
+            if is_same and scaling.effective_attention_factor == 1:
+                found.append(scaling)
+    return found
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    log.warning("%s", text)  # a command builds its experiment several times
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -177,13 +183,11 @@ def differing_values(
 def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Differences that prevent resuming, one line a key: ``"train.length: 128, now 256"``."""
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
-    changeable = {*CHANGEABLE_KEYS}
-    if _end_of_decay(before) == _end_of_decay(after):
-        changeable |= {*SCHEDULE_KEYS}
+    schedule = SCHEDULE_KEYS if _end_of_decay(before) == _end_of_decay(after) else ()
     return [
         f"{key}: {value!r}, now {other!r}"
         for key, value, other in differing_values(before, after)
-        if key not in changeable and not key.startswith(CHANGEABLE_SECTIONS)
+        if not is_changeable(key) and key not in schedule
     ]
 
 
@@ -232,7 +236,7 @@ def knob_source(name: str, default: Any, metadata: Mapping[str, Any] | None = No
     return (metadata or {}).get("config")
 
 
-def _knob_sources(entry: str, name: str, preset: str | None) -> dict[str, str]:
+def knob_sources(entry: str, name: str, preset: str | None) -> dict[str, str]:
     """The knobs of a class or its preset that have a `knob_source`."""
     if preset is not None and positions.preset_knobs(name, preset):
         parameters = inspect.signature(positions.PRESETS[name, preset]).parameters.values()
@@ -291,7 +295,7 @@ def _build_spec(key: str, value: Any, length: int, model: TransformerConfig) -> 
     kinds = _knob_types(entry, name, knobs.get("preset"))
     values = {f"model.{name}": value for name, value in dataclasses.asdict(model).items()}
     values["train.length"] = length
-    for knob, source in _knob_sources(entry, name, knobs.get("preset")).items():
+    for knob, source in knob_sources(entry, name, knobs.get("preset")).items():
         # LogitScaling's form "yarn" is a temperature and rejects a length.
         rejects = knob == "training_length" and knobs.get("form") == "yarn"
         if knobs.get(knob) is None and not rejects:

@@ -14,18 +14,11 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Union
 
-from fope_jax.config.experiment import (
-    CHANGEABLE_KEYS,
-    CHANGEABLE_SECTIONS,
-    SCHEDULE_KEYS,
-    SECTIONS,
-    TOP_LEVEL,
-    Experiment,
-    knob_source,
-)
+from fope_jax.config.experiment import SCHEDULE_KEYS, SECTIONS, TOP_LEVEL, Experiment, knob_source
 from fope_jax.config.fields import ConfigError, field_types, nearest
 from fope_jax.position.registry import METHODS, PRESETS, SCALINGS
 from fope_jax.report.markdown import markdown_table
+from fope_jax.storage.changeable_keys import is_changeable
 
 POSITION = "position"
 WIDTH = 96  # characters of a line in the terminal
@@ -127,8 +120,7 @@ def _make_key(name: str, kind: Any, default: str | None, meaning: str) -> Key:
     if name in SCHEDULE_KEYS:
         on_resume = "where the learning rates so far stay the same"
     else:
-        may_change = name in CHANGEABLE_KEYS or name.startswith(CHANGEABLE_SECTIONS)
-        on_resume = "yes" if may_change else "no"
+        on_resume = "yes" if is_changeable(name) else "no"
     return Key(name, type_text(kind), default, on_resume, meaning)
 
 

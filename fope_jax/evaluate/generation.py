@@ -160,8 +160,8 @@ def model_sampler(model: Transformer) -> Sampler:
 def check_sample_length(model: Transformer, length: int, count: int) -> None:
     """Raises ValueError if a model cannot write ``count`` tokens after ``length`` tokens."""
     limit = model.position.limits.max_length
-    if count < 1:
-        raise ValueError(f"{count} new tokens; accepted: 1 or more")
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+        raise ValueError(f"{count} new tokens; accepted: a whole number, 1 or more")
     if limit is not None and length + count > limit:
         raise ValueError(
             f"a prompt of {length} tokens and {count} new ones: {type(model.position).__name__} is "

@@ -143,6 +143,8 @@ def plan_protocols(
                     "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
                 )
     has_trials = settings.passkey_trials and settings.passkey_depths
+    if wanted is not None:
+        _check_trials_exist(settings, named)
     if has_trials and len(names) > len(text_names):
         is_flexible = "passkey_lengths" in unstated
         contexts = _contexts(experiment, "passkey_lengths", is_flexible)
@@ -169,6 +171,19 @@ def _contexts(experiment: Experiment, field: str, is_flexible: bool) -> list[int
             experiment.position.limits.max_length,
         )
     return contexts
+
+
+def _check_trials_exist(settings: EvaluateConfig, named: Collection[str]) -> None:
+    """Raises ConfigError for a protocol on trials that is asked for by name and has none."""
+    for name in (PASSKEY, RETRIEVAL):
+        needed = ["passkey_trials", "passkey_depths", "passkey_lengths"]
+        needed += ["passkey_templates"] if name == PASSKEY else []
+        for field in needed:
+            if name in named and not (value := getattr(settings, field)):
+                raise ConfigError(
+                    f"protocol {name} is asked for, but this run's configuration has "
+                    f"evaluate.{field} = {value}, and so no trial of it"
+                )
 
 
 def _trial_names(
@@ -309,10 +324,6 @@ def _trial_protocol(
 ) -> Protocol:
     """A protocol on trials; ValueError where a context is too short or the haystack too small."""
     settings, tokenizer = experiment.evaluate, cache.tokenizer
-    if kind == PASSKEY and name not in TEMPLATES:
-        raise ConfigError(
-            f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
-        )
     task: Task
     if kind == PASSKEY:
         task = Passkey.from_tokenizer(tokenizer, TEMPLATES[name])

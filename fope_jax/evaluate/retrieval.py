@@ -98,8 +98,9 @@ def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
     if min(grid.contexts) < minimum:
         raise ContextTooShortError(
             f"passkey_lengths gives a context of {min(grid.contexts)} tokens, too short for "
-            f"{task.name!r}, which takes at least {minimum} with this tokenizer; evaluate longer "
-            "contexts or leave it out"
+            f"{task.name!r}, which takes at least {minimum} with this tokenizer; give longer ones "
+            "in evaluate.passkey_lengths, or leave it out of evaluate.passkey_templates or "
+            "evaluate.retrieval_tasks"
         )
     room = answer_room(max(trial.longest for trial in trials))
     beyond, context = room - min(trial.answer for trial in trials), max(grid.contexts)

@@ -30,7 +30,8 @@ def pair_frequencies(method: PositionEmbedding, head_dim: int) -> RotaryFrequenc
     """The frequency of each pair of a head (FoPE: its dominant term); None for other methods."""
     method = unwrapped(method)
     if isinstance(method, RoPE):
-        return scaled_frequencies(method.rotary_dim(head_dim), method.theta, method.scaling)
+        scaled = scaled_frequencies(method.rotary_dim(head_dim), method.theta, method.scaling)
+        return scaled._replace(inv_freq=method.frequencies(head_dim))
     if isinstance(method, FoPE):
         return method.pairs(head_dim)
     if type(method) in (NoPE, DroPE):

@@ -16,7 +16,14 @@ from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import Wrapper
-from fope_jax.position.registry import METHODS, SCALINGS, field_knobs, name_of, required_knobs
+from fope_jax.position.registry import (
+    METHODS,
+    SCALINGS,
+    field_knobs,
+    find_class,
+    name_of,
+    required_knobs,
+)
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import ClipFloor, PRoPE, Proportional, Scaling
 from fope_jax.position.xpos import XPos
@@ -47,11 +54,13 @@ def target_classes(
 ) -> tuple[type[PositionEmbedding], type[Scaling] | None]:
     """The method class that ``target`` means for ``parent``, and the scaling class it adds, if any.
 
-    ``target`` is ``same``, the name of a method or scaling, ``pi``, ``clip`` or ``inner``:
+    ``target`` is ``same``, the name of a method or scaling, ``MODULE:CLASS`` of an imported module,
+    ``pi``, ``clip`` or ``inner``:
 
     | parent | target |
     |---|---|
     | any | ``same``; a wrapper, such as ``sliding_window``, if it can hold the parent |
+    | any | a method that is not of this package and has the parent's ``kind`` |
     | RoPE, FoPE | a scaling, ``nope``, ``drope``; RoPE also ``fope`` |
     | NoPE, DroPE | each other |
     | a wrapper | ``inner``: without it; any other target changes what is inside |
@@ -63,8 +72,7 @@ def target_classes(
     ['RoPE', 'PositionInterpolation']
     """
     name = ALIASES.get(target, target)
-    if name not in (SAME, INNER) and name not in METHODS and name not in SCALINGS:
-        known = [SAME, INNER, *METHODS, *SCALINGS, *ALIASES]
+    if name not in (known := _known_names()) and not named_module(name):
         method, colon, _ = name.partition(":")
         if colon and method in known:
             raise ValueError(f"method {target!r}: give knobs as --config.position.KNOB=VALUE")
@@ -75,19 +83,54 @@ def target_classes(
     return classes
 
 
+def named_module(target: str) -> str:
+    """The module of a target ``MODULE:CLASS``; "" for other targets.
+
+    >>> named_module("my_methods:LogDistance"), named_module("yarn"), named_module("yarn:factor=4")
+    ('my_methods', '', '')
+    """
+    module, _, name = target.partition(":")
+    is_class = name and "=" not in name and module not in _known_names()
+    return module if is_class else ""
+
+
+def is_own(cls: type) -> bool:
+    """Whether a method or scaling is the user's own; only it knows what it does to a model."""
+    return not cls.__module__.startswith("fope_jax.")
+
+
+def _known_names() -> list[str]:
+    return [SAME, INNER, *METHODS, *SCALINGS, *ALIASES]
+
+
+def _named_classes(name: str) -> tuple[type[PositionEmbedding] | None, type[Scaling] | None]:
+    """The method class or the scaling class of a name; none for ``same`` and ``inner``."""
+    if not named_module(name):
+        return METHODS.get(name), SCALINGS.get(name)
+    try:
+        return find_class("method", name), None
+    except ValueError as error:
+        try:
+            return None, find_class("scaling", name)
+        except ValueError:
+            raise error from None
+
+
 def _find_classes(
     parent: PositionEmbedding, name: str
 ) -> tuple[type[PositionEmbedding], type[Scaling] | None] | None:
     """`target_classes` of a known name; None where it cannot follow."""
-    cls, is_rotary = METHODS.get(name), isinstance(parent, (RoPE, FoPE))
+    (cls, scaling), is_rotary = _named_classes(name), isinstance(parent, (RoPE, FoPE))
     if name == SAME or cls is type(parent):
         return type(parent), None
     if cls is not None and issubclass(cls, Wrapper):
         return cls, None
     if isinstance(parent, Wrapper):
         return (type(parent.inner), None) if name == INNER else _find_classes(parent.inner, name)
-    if is_rotary and name in SCALINGS:
-        return type(parent), SCALINGS[name]
+    if is_rotary and scaling is not None:
+        return type(parent), scaling
+    if cls is not None and is_own(cls) and cls.kind == parent.kind:
+        return cls, None
     if cls in (NoPE, DroPE) and (is_rotary or type(parent) in (NoPE, DroPE)):
         return cls, None
     if isinstance(parent, RoPE) and cls is FoPE and not _unknown_to_fope(parent):
@@ -95,21 +138,28 @@ def _find_classes(
     return None
 
 
-def _unknown_to_fope(parent: RoPE) -> dict[str, Any]:
-    """The knobs with which FoPE cannot follow, and the values with which it does."""
+def _unknown_to_fope(parent: RoPE) -> str:
+    """What of the parent FoPE cannot go on with, in words; "" if there is nothing."""
+    if type(parent).frequencies is not RoPE.frequencies:
+        return (
+            f"{type(parent).__name__} has frequencies of its own, in place of which FoPE would mix "
+            "those of rope"
+        )
     known = {"interleaved": False, "partial_rotary_factor": 1.0, "learnable": False}
-    return {knob: value for knob, value in known.items() if getattr(parent, knob) != value}
+    for knob, value in known.items():
+        if (given := getattr(parent, knob)) != value:
+            return (
+                f"the parent has {knob}={given}, which FoPE does not know; it follows from rope "
+                f"with {knob}={value}"
+            )
+    return ""
 
 
 def _refusal(parent: PositionEmbedding, name: str) -> str:
     """Why what ``name`` means cannot follow the parent, and what can."""
-    parent, cls = unwrapped(parent), METHODS.get(name)
+    parent, (cls, _) = unwrapped(parent), _named_classes(name)
     if isinstance(parent, RoPE) and cls is FoPE:
-        knob, value = next(iter(_unknown_to_fope(parent).items()))
-        return (
-            f"the parent has {knob}={getattr(parent, knob)}, which FoPE does not know; it follows "
-            f"from rope with {knob}={value}"
-        )
+        return _unknown_to_fope(parent)
     if name == INNER:
         reason = "nothing stands inside it, as in a sliding window or logit scaling"
     elif isinstance(parent, FoPE) and name == "rope":
@@ -121,6 +171,9 @@ def _refusal(parent: PositionEmbedding, name: str) -> str:
         reason = _LACKS[parent.kind]
         if parent.kind == "rotation" and cls is not None and cls.kind != "rotation":
             reason += f", and {name} was never part of what it learned"
+        if cls is not None and is_own(cls):
+            kinds = f"{parent.kind!r}, that of {name} {cls.kind!r}"
+            reason += f"; a method of your own follows one of its kind: the parent's is {kinds}"
     follows = [x for x in (*METHODS, *SCALINGS) if _find_classes(parent, x) is not None]
     around = [x for x in follows if x in METHODS and issubclass(METHODS[x], Wrapper)]
     accepted = [SAME, *(x for x in follows if x not in around)]
@@ -172,7 +225,7 @@ def extend_position(
     ``LEAST_CHANGE``, or the knob ``preset``. A scaled FoPE has no YaRN temperature, as in the
     released code. ``learned`` makes the table ``length`` long. ``drope`` and ``logit_scaling`` act
     beyond ``from_length``. All other knobs, also those of a scaling of the same class, are the
-    parent's.
+    parent's; a method that is not of this package has those of the same names.
 
     Args:
       parent: the method the model was trained with, on ``from_length`` tokens.
@@ -261,7 +314,8 @@ def _continue(
     parent: PositionEmbedding, target: str, lengths: _Lengths, head_dim: int, knobs: dict[str, Any]
 ) -> PositionEmbedding:
     cls, scaling_cls = target_classes(parent, target)
-    if isinstance(parent, Wrapper) and target != SAME and METHODS.get(target) is not type(parent):
+    is_kept = target == SAME or _named_classes(target)[0] is type(parent)
+    if isinstance(parent, Wrapper) and not is_kept:
         if target == INNER:
             return _build(parent.inner, cls, {}, knobs)
         if not issubclass(cls, Wrapper):
@@ -281,9 +335,13 @@ def _continue(
         changes["training_length"] = lengths.trained
     if is_new and issubclass(cls, Wrapper):
         changes["inner"] = parent
-        if missing := [name for name in required_knobs(cls) if name not in changes | knobs]:
-            what = f"{target} needs {', '.join(missing)}, which no length gives"
-            raise MissingKnobError(what, missing)
+    elif is_new and is_own(cls):
+        shared = [name for name in field_knobs(cls) if name in field_knobs(type(parent))]
+        changes |= {name: getattr(parent, name) for name in shared}
+    missing = [name for name in required_knobs(cls) if name not in changes | knobs]
+    if is_new and missing and (is_own(cls) or issubclass(cls, Wrapper)):
+        what = f"{target} needs {', '.join(missing)}, which no length gives"
+        raise MissingKnobError(what, missing)
     return _build(parent, cls, changes, knobs)
 
 
@@ -318,7 +376,7 @@ def _extend_scaling(
     # The length that the unstretched frequencies were trained on, and the factor of the stretch.
     length, original, stretched = lengths.new, lengths.positions, 1.0
     if (stretch := next((step for step in parent.scaling if step.stretches), None)) is not None:
-        stretched = stretch.factor
+        stretched = getattr(stretch, "factor", 1.0)
         original = getattr(stretch, "original_length", None) or lengths.made_for / stretched
     num_pairs = (parent.rotary_dim(head_dim) if isinstance(parent, RoPE) else head_dim) // 2
     fields = dataclasses.fields(cls)
@@ -351,12 +409,13 @@ def _extend_scaling(
                 f"{searched if name == 'long_factor' else ''}",
                 [name],
             )
-    if cls.stretches and "factor" not in stated and known["factor"] < 1:
+    stretches = cls.stretches and "factor" in known and "factor" not in stated
+    if stretches and known["factor"] < 1:
         raise ValueError(
             f"length={length}: shorter than the {round(original)} tokens before any stretch, so it "
             "says nothing of one; state it: --config.position.factor=2"
         )
-    if cls.stretches and "factor" not in stated and known["factor"] < stretched:
+    if stretches and known["factor"] < stretched:
         raise ValueError(
             f"length={length}: the parent stretches its {round(original)} tokens by {stretched:g} "
             f"already, more than to {length}; give a factor, or keep the scaling with {SAME}"

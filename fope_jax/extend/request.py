@@ -7,10 +7,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fope_jax.config import ConfigError, Experiment, TrainConfig, parse_knob, split_override
+from fope_jax.config.experiment import knob_sources
 from fope_jax.config.fields import field_types
-from fope_jax.extend.methods import check_knobs, extend_position, target_classes
+from fope_jax.extend.frequencies import unwrapped
+from fope_jax.extend.methods import (
+    check_knobs,
+    extend_position,
+    is_own,
+    named_module,
+    target_classes,
+)
 from fope_jax.model.config import RUNTIME_FIELDS
-from fope_jax.position import DroPE, PositionEmbedding, from_spec
+from fope_jax.position import DroPE, PositionEmbedding, from_spec, import_module
+from fope_jax.position.registry import spec_name
 
 WINDOWS = ("windows",)  # fields of the model that say what attention sees; no array depends on them
 
@@ -82,7 +91,15 @@ def child_position(
     allow_shorter: bool,
     made_for: int | None,
 ) -> PositionEmbedding:
-    """The child's position embedding, with the knobs among the overrides."""
+    """The child's position embedding, with the knobs among the overrides.
+
+    The module of ``MODULE:CLASS`` is imported, since the user names it.
+    """
+    if module := named_module(method):
+        try:
+            import_module(module)
+        except ValueError as error:
+            raise ConfigError(f"method {method!r}: {error}") from error
     prefix = "position."
     knobs = {
         key.removeprefix(prefix): text for key, text in texts.items() if key.startswith(prefix)
@@ -93,11 +110,25 @@ def child_position(
         from_length=parent.train.length,
         length=length,
         head_dim=parent.model.shape.head_dim,
-        knobs=parse_knobs(parent.position, method, knobs),
+        knobs=config_knobs(parent, method, length) | parse_knobs(parent.position, method, knobs),
         allow_shorter=allow_shorter,
         made_for=made_for,
         positions=parent.train.trained_positions,
     )
+
+
+def config_knobs(parent: Experiment, method: str, length: int) -> dict[str, Any]:
+    """The knobs that a new method of the user's own takes from the configuration, as in training.
+
+    See `knob_source`; ``train.length`` is the new ``length``.
+    """
+    cls, _ = target_classes(parent.position, method)
+    if not is_own(cls) or cls is type(unwrapped(parent.position)):
+        return {}
+    values = {f"model.{name}": value for name, value in dataclasses.asdict(parent.model).items()}
+    values["train.length"] = length
+    sources = knob_sources("method", spec_name(cls), None)
+    return {knob: values[source] for knob, source in sources.items() if source in values}
 
 
 def parse_knobs(parent: PositionEmbedding, method: str, texts: Mapping[str, str]) -> dict[str, Any]:

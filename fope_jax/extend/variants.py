@@ -13,7 +13,7 @@ from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.frequencies import frequency_changes
 from fope_jax.extend.methods import SAME, MissingKnobError, extend_position, target_classes
 from fope_jax.extend.parent import Parent, open_parent
-from fope_jax.extend.request import parse_knobs
+from fope_jax.extend.request import config_knobs, parse_knobs
 from fope_jax.position import PositionVariables
 from fope_jax.train.state import init_position_arrays
 
@@ -86,7 +86,8 @@ def make_variant(parent: Parent, text: str) -> Variant:
         fields = {field.name for field in dataclasses.fields(scaling)} if scaling else set()
         if scaling and scaling.stretches and "factor" in fields - knobs.keys():
             raise ValueError(f"it needs a factor, how many times longer: {method}:factor=4")
-        free: dict[str, Any] = {"length": None} if "length" in fields else {}
+        free = config_knobs(parent.experiment, method, trained)
+        free |= {"length": None} if "length" in fields else {}
         position = extend_position(
             before,
             method,

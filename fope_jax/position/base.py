@@ -257,7 +257,17 @@ def bias_at(
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
     def of_one_head(variables: Variables) -> Array:
-        bias = method.bias(variables, q_positions, k_positions)
+        try:
+            bias = method.bias(variables, q_positions, k_positions)
+        except (TypeError, ValueError) as error:
+            if not variables or "broadcast" not in str(error):
+                raise
+            shapes = ", ".join(f"{name} {jnp.shape(value)}" for name, value in variables.items())
+            raise ValueError(
+                f"{type(method).__name__}.bias, for q_positions {q_positions.shape}, k_positions "
+                f"{k_positions.shape} and {shapes} of one head: {error}. variable_axes says which "
+                'variables have heads, as ("heads",)'
+            ) from error
         shape = jnp.shape(bias)
         sizes = zip(shape[::-1], block[::-1], strict=False)
         if len(shape) > 3 or any(n not in (1, m) for n, m in sizes):

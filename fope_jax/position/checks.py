@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,14 +16,34 @@ MOST_TOKENS = 2**31 - 1  # positions are int32
 _SMALLEST, _LARGEST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.finfo("f4").max))
 
 
+def check_number(name: str, value: Any, meaning: str) -> None:
+    """Raises ValueError unless ``value`` is a number; "4", True and None are none."""
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    if isinstance(value, bool) or not is_number:
+        raise ValueError(f"{name}={value!r}: {meaning}, a number")
+
+
+def check_switches(method: Any) -> None:
+    """Raises ValueError unless each knob that is on or off is True or False.
+
+    ``interleaved="false"`` would otherwise be on, as any text is.
+    """
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if isinstance(field.default, bool) and not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{field.name}={value!r}: expected True or False")
+
+
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite in float32 and ``least`` or more."""
+    check_number(name, value, meaning)
     if not least <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: {meaning} must be {least:g} or more, and finite")
 
 
 def check_above_zero(name: str, value: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and above 0, both in float32."""
+    check_number(name, value, meaning)
     if not _SMALLEST <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: {meaning} must be above 0, and finite")
 
@@ -50,12 +72,14 @@ def check_factor(factor: float) -> None:
 
 def check_spread(name: str, value: float) -> None:
     """Raises ValueError unless ``value`` can be a standard deviation."""
+    check_number(name, value, "a standard deviation")
     if not 0 <= value <= _LARGEST:
         raise ValueError(f"{name}={value}: a standard deviation is finite, 0 or more")
 
 
 def check_finite(name: str, value: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite in float32."""
+    check_number(name, value, meaning)
     if not abs(value) <= _LARGEST:
         raise ValueError(f"{name}={value}: {meaning} must be finite")
 

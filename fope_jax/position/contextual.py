@@ -16,7 +16,7 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
-from fope_jax.position.checks import check_spread, check_whole
+from fope_jax.position.checks import check_spread, check_switches, check_whole
 from fope_jax.typing import Array
 
 
@@ -108,6 +108,7 @@ class CoPE(PositionEmbedding):
     share_heads: bool = True
 
     def __post_init__(self) -> None:
+        check_switches(self)
         check_whole("max_position", self.max_position, 2, "position embeddings")
         check_spread("init_std", self.init_std)
 

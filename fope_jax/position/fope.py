@@ -17,6 +17,7 @@ from fope_jax.position.checks import (
     check_choice,
     check_finite,
     check_spread,
+    check_switches,
     check_whole,
 )
 from fope_jax.position.fourier import (
@@ -131,6 +132,7 @@ class FoPE(PositionEmbedding):
         floor_frequency(self.training_length)
         check_above_zero("floor_ratio", self.floor_ratio, "periods that a frequency needs")
         check_theta(self.theta)
+        check_switches(self)
         check_spread("sigma", self.sigma)
         check_finite("zero_sine", self.zero_sine, "the sine of zero-frequency pairs")
         for name, choices in _CHOICES.items():

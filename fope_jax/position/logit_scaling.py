@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import Layer, Limits, ModelShape, PositionEmbedding, has_hook
-from fope_jax.position.checks import check_choice, check_tokens
+from fope_jax.position.checks import check_choice, check_switches, check_tokens
 from fope_jax.position.mixing import Wrapper
 from fope_jax.position.rotation import position_values, whole_positions
 from fope_jax.position.scaling import Scaling, yarn_temperature
@@ -98,6 +98,7 @@ class LogitScaling(Wrapper):
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, KINDS)
+        check_switches(self)
         needed, other = "training_length", "factor"
         if self.form == "yarn":
             needed, other = other, needed

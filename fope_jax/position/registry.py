@@ -124,6 +124,7 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
             raise ValueError(
                 f"{key} {name!r} is in the Python module {module!r}, whose code would run when it "
                 f"is imported; allow it with --allow-module {module} if you trust it"
+                f" (in Python: import {module})"
             )
         import_module(module)
     cls: Any = sys.modules[module]
@@ -183,7 +184,8 @@ def _check_class(name: str, cls: Any, key: str) -> None:
     # vars: an undecorated subclass inherits the parameters, and its new fields would be no knobs.
     if "__dataclass_params__" not in vars(cls) or cls.__hash__ is None:
         raise TypeError(f"{key} {name!r}: {cls.__name__} is no @dataclass(frozen=True)")
-    for taken in ("method", "preset") if key == "method" else ("method", "scaling"):
+    # The last two are arguments of ``make``, beside the knobs.
+    for taken in ("method", "preset" if key == "method" else "scaling", "name", "allow"):
         if taken in field_knobs(cls):
             raise TypeError(
                 f"{key} {name!r}: {cls.__name__} has a knob {taken!r}, which is a specification's "

@@ -16,6 +16,7 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
+from fope_jax.position.checks import check_number, check_switches
 from fope_jax.position.rotation import angles, check_head_dim, check_theta, position_values, rotate
 from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
@@ -52,10 +53,12 @@ class RoPE(PositionEmbedding):
     def __post_init__(self) -> None:
         object.__setattr__(self, "scaling", check_chain(self.scaling))
         check_theta(self.theta)
+        check_switches(self)
+        share = "the share of dimensions that rotate"
+        check_number("partial_rotary_factor", self.partial_rotary_factor, share)
         if not 0 < self.partial_rotary_factor <= 1:
             raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor}: the share of dimensions that "
-                "rotate is above 0, to 1"
+                f"partial_rotary_factor={self.partial_rotary_factor}: {share} is above 0, to 1"
             )
         following = [type(step).__name__ for step in self.scaling if step.follows_length]
         if self.learnable and following:
@@ -81,6 +84,13 @@ class RoPE(PositionEmbedding):
 
     def check(self, shape: ModelShape) -> None:
         scaled_frequencies(self.rotary_dim(shape.head_dim), self.theta, self.scaling)
+        if self.limits.follows_length and type(self).frequencies is not RoPE.frequencies:
+            names = ", ".join(type(step).__name__ for step in self.scaling if step.follows_length)
+            raise ValueError(
+                f"scaling={names} with length=None: it makes frequencies of its own for each "
+                f"sequence, in place of those of {type(self).__name__}.frequencies; give the "
+                "scaling a length"
+            )
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """Scaled radians per token of the rotated pairs, for sequences as short as in training."""
@@ -100,19 +110,20 @@ class RoPE(PositionEmbedding):
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
         rotary_dim = self.rotary_dim(head_dim)
 
-        def phase_at(positions: Array, length: Array | None = None) -> Array:
-            inv_freq = scaled_frequencies(rotary_dim, self.theta, self.scaling, length).inv_freq
-            if self.learnable:
-                log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
-                inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
-            return angles(positions, inv_freq)
+        def phase_of_row(positions: Array, length: Array) -> Array:
+            scaled = scaled_frequencies(rotary_dim, self.theta, self.scaling, length)
+            return angles(positions, scaled.inv_freq)
 
         if self.limits.follows_length:  # a row's frequencies follow its length
             # float32, because last position + 1 may overflow a small integer dtype.
             lengths = jnp.max(position_values(positions), axis=-1) + 1
-            phase = jax.vmap(phase_at)(positions, lengths)
+            phase = jax.vmap(phase_of_row)(positions, lengths)
         else:
-            phase = phase_at(positions)
+            inv_freq = self.frequencies(head_dim)  # which a subclass may override
+            if self.learnable:
+                log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
+                inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
+            phase = angles(positions, inv_freq)
         factor = np.float32(self.attention_factor(head_dim))
         return jnp.cos(phase) * factor, jnp.sin(phase) * factor
 

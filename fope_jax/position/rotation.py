@@ -248,7 +248,8 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     ``2 m + 1`` (GPT-J, RoFormer). ``cos, sin`` may be off the unit circle, as in FoPE.
 
     Args:
-      x: ``[B, T, N, H]``, any float dtype, which is kept; computed in float32.
+      x: ``[B, T, N, H]``, any float dtype, which is kept; computed in float32. Integers raise
+        TypeError, as the result would be rounded to some.
       cos, sin: ``[B, T, H/2]`` for all heads, or ``[B, T, N or 1, H/2]``; else ValueError.
       interleaved: which dimensions form a pair.
 
@@ -266,6 +267,10 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     fits = cos.shape == sin.shape and cos.ndim == x.ndim and x.shape[-1] % 2 == 0
     if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
         raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"x has dtype {x.dtype}: a rotation rounded to it would be wrong; pass floats"
+        )
     x, cos, sin = jnp.asarray(x), *(jnp.asarray(a).astype(jnp.float32) for a in (cos, sin))
     by_halves, by_product = _BY_HALVES[interleaved], BY_PRODUCT[interleaved]
     return jax.lax.platform_dependent(x, cos, sin, tpu=by_product, default=by_halves)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import Limits, ModelShape, PositionEmbedding, Variables
-from fope_jax.position.checks import check_above_zero
+from fope_jax.position.checks import check_above_zero, check_switches
 from fope_jax.position.rotation import (
     angles,
     check_head_dim,
@@ -75,6 +75,7 @@ class XPos(PositionEmbedding):
 
     def __post_init__(self) -> None:
         check_theta(self.theta)
+        check_switches(self)
         check_above_zero("scale_base", self.scale_base, "tokens of the decay")
         xpos_decay(2, self.gamma)
 

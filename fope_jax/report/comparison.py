@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import zlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from fope_jax.report.bootstrap import LEAST_DOCUMENTS, Interval, intervals
-from fope_jax.report.results import DOCUMENTS_KEPT
+from fope_jax.report.results import DIGEST, DOCUMENTS_KEPT, documents_digest
 from fope_jax.report.rows import ReportError, Row, Run, flatten
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
+from fope_jax.storage.changeable_keys import is_changeable
 
 # Protocols in the order of the page; others follow.
 ORDER = (
@@ -33,19 +33,6 @@ BASELINE = "rope"  # what the others are compared with, if it is there
 TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that names the task
 
 Key = Callable[[Row], Any]
-
-
-# Keys that leave the weights and numbers of a run as they are, but for rounding.
-SAME_NUMBERS = {
-    *("name", "seed", "data.cache_dir", "data.copy_shards", "data.train_files"),
-    *("data.validation_files", "data.tfds_data_dir", "data.max_bad_documents"),
-    *("data.max_damaged_files", "model.scan_layers", "model.remat", "model.attention"),
-    *("model.attention_block", "model.derivatives", "train.accumulate", "train.log_every"),
-    *("train.save_every", "train.keep", "train.keep_period", "train.grace_seconds"),
-    *("train.evaluate_every", "train.tracker", "train.on_save_error", "train.on_bad_step"),
-    *("train.max_skipped", "train.spike_factor", "train.compiler_options"),
-}
-SAME_NUMBERS_SECTIONS = ("evaluate.", "mesh.")
 
 
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
@@ -94,7 +81,7 @@ def _differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {
         key: texts
         for key, texts in values.items()
-        if len(texts) > 1 and key not in SAME_NUMBERS and not key.startswith(SAME_NUMBERS_SECTIONS)
+        if len(texts) > 1 and key != "seed" and not is_changeable(key)
     }
 
 
@@ -280,7 +267,7 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     Perplexities share protocol, split, documents, tokens and bytes; for ``SCORED_DIFFERS``, at each
     context. Equal counts are not enough: a tokenizer of bytes gives them for any windows. Losses by
     position also share the windows. Retrieval shares template or task, trials and answer tokens.
-    All share the BOS token, or have none.
+    All share the BOS token, or have none. The last entry is that of `_documents`.
 
     Raises:
       ReportError: the rows mix protocols, splits, templates or BOS tokens, or contexts that should
@@ -295,12 +282,12 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     if kind in TASK_FIELD:
         cells = group(rows, lambda row: (row["context"], row["depth"]))
         largest = max(map(add_up, cells.values()), key=lambda sums: sums.total)
-        return (kind, first[name], largest.total, largest.tokens, bos)
+        return (kind, first[name], largest.total, largest.tokens, bos, None)
     scored = {context: add_up(pool) for context, pool in group(rows, context_of).items()}
     sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
     if first["protocol"] in SCORED_DIFFERS:
         each = ((context, sums.tokens, sums.bytes) for context, sums in scored.items())
-        return (first["protocol"], first[name], *each, bos)
+        return (first["protocol"], first[name], *each, bos, _documents(rows))
     if len(sizes) > 1:
         counts = ", ".join(f"{context}: {sums.tokens:g}" for context, sums in scored.items())
         raise ReportError(
@@ -309,17 +296,35 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
         )
     window = first["context"] if kind == "position" else first["scored_per_window"]
     longest = max(scored) if first["protocol"] in PLACED_BY_LONGEST else 0
-    documents = _documents_digest(rows)
+    documents = _documents(rows)
     return (first["protocol"], first[name], window, *sizes.pop(), bos, longest, documents)
 
 
-def _documents_digest(rows: Sequence[Row]) -> int:
-    """Of the names of few documents; results files have no names of many.
+def _documents(rows: Sequence[Row]) -> tuple[bool, str] | None:
+    """Whether they are more than results files keep, and their digest; None if rows name none."""
+    if stored := [row[DIGEST] for row in rows if DIGEST in row]:
+        return True, stored[0]
+    named = [row for row in rows if row.get("document")]
+    if not named:
+        return None
+    return len({row["document"] for row in named}) > DOCUMENTS_KEPT, documents_digest(named)
 
-    A file counts by its last name, since it may lie in another directory.
+
+def _comparable_keys(keys: Iterable[tuple[Any, ...]]) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """The key under which rows of each `scored_key` are compared.
+
+    It is the key itself, but for rows of which many documents were added up before there was a
+    digest: they go with those that have all else in common, if these are of one set of documents.
     """
-    names = {str(row["document"]).rpartition("/")[2] for row in rows if row.get("document")}
-    return zlib.crc32("\n".join(sorted(names)).encode()) if len(names) <= DOCUMENTS_KEPT else 0
+    many: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
+    for key in (keys := list(keys)):
+        if key[-1] is not None and key[-1][0]:
+            many.setdefault(key[:-1], set()).add(key)
+    found = {}
+    for key in keys:
+        others = [] if key[-1] is not None else [*many.get(key[:-1], ())]
+        found[key] = others[0] if len(others) == 1 else key
+    return found
 
 
 def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
@@ -329,19 +334,25 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
     """
     labels, name = run_labels(runs), TASK_FIELD.get(kind, "split")
     by_key: dict[tuple[Hashable, ...], Comparison] = {}
-    for run in runs:
-        groups = group(run.of(kind), lambda row: (row.get("protocol") or kind, row[name]))
-        for (protocol, what), rows in groups.items():
-            stated = [
-                row
-                for row in run.of("protocol")
-                if row["protocol"] == protocol and row.get(name) == what
-            ]
-            new = Comparison(kind, what, {}, {}, stated[0] if stated else {})
-            comparison = by_key.setdefault(scored_key(kind, rows), new)
-            comparison.curves.setdefault(labels[run.path], []).append(rows)
-            comparison.training_lengths[labels[run.path]] = run.training_length
-            comparison.paths.append(run.path)
+    scored = [
+        (run, *named, rows, scored_key(kind, rows))
+        for run in runs
+        for named, rows in group(
+            run.of(kind), lambda row: (row.get("protocol") or kind, row[name])
+        ).items()
+    ]
+    keys = _comparable_keys(key for *_, key in scored)
+    for run, protocol, what, rows, key in scored:
+        stated = [
+            row
+            for row in run.of("protocol")
+            if row["protocol"] == protocol and row.get(name) == what
+        ]
+        new = Comparison(kind, what, {}, {}, stated[0] if stated else {})
+        comparison = by_key.setdefault(keys[key], new)
+        comparison.curves.setdefault(labels[run.path], []).append(rows)
+        comparison.training_lengths[labels[run.path]] = run.training_length
+        comparison.paths.append(run.path)
     order: dict[Hashable, int] = {protocol: index for index, protocol in enumerate(ORDER)}
     variants = {labels[run.path]: run.variant for run in runs}
     return [
@@ -364,12 +375,17 @@ def _with_short_labels(comparison: Comparison, variants: dict[str, str]) -> Comp
 
 def check_comparable(comparison: Comparison) -> None:
     """Raises ReportError where the rows of a comparison differ in what was scored."""
-    keys: dict[Hashable, str] = {}
-    for label, seeds in comparison.curves.items():
-        for rows in seeds:
-            keys.setdefault(scored_key(comparison.kind, rows), label)
-    if len(keys) > 1:
-        (one, first), (other, second), *_ = keys.items()
+    scored = [
+        (label, scored_key(comparison.kind, rows))
+        for label, seeds in comparison.curves.items()
+        for rows in seeds
+    ]
+    keys = _comparable_keys(key for _, key in scored)
+    labels: dict[Hashable, str] = {}
+    for label, key in scored:
+        labels.setdefault(keys[key], label)
+    if len(labels) > 1:
+        (one, first), (other, second), *_ = labels.items()
         raise ReportError(
             f"{comparison.kind} rows of {first!r} and {second!r} were scored on different things, "
             f"{one} and {other}, and do not belong in one plot"

@@ -18,7 +18,7 @@ from fope_jax.report.plots import chart_figure, save_figure
 from fope_jax.report.rows import ReportError
 from fope_jax.report.styles import Style
 from fope_jax.report.tables import Table
-from fope_jax.storage.paths import expand_home
+from fope_jax.storage.paths import local_path
 
 
 class Note(str):
@@ -119,11 +119,11 @@ def write_page(out: Path, title: str, parts: Sequence[Part], lead: Sequence[Part
 def make_output(out: str | Path, what: str) -> Path:
     """Makes the directory ``out``; the ReportError where it cannot names ``out`` and ``what``."""
     require("jinja2", "train")  # fail before the long work
-    if "://" in str(out):  # as a Path it would make a directory "gs:" here
-        raise ReportError(f"cannot write {what} to {out}; accepted: a directory of this machine")
     try:
-        path = Path(expand_home(out))
+        path = local_path(out)
         path.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise ReportError(f"cannot write {what} to {error}") from error
     except OSError as error:
         raise ReportError(f"cannot write {what} to {out}: {error.strerror}") from error
     return path

@@ -64,7 +64,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
 # Optional fields: older evaluations lack them, and so do windows without a BOS token and runs
 # that were not trained at random positions.
 _SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str, "as": str}
+_ADDED_UP = {"documents": int, "documents_digest": str, **_SOME}
 OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {
+    "perplexity": _ADDED_UP,
+    "position": _ADDED_UP,
     "passkey": _ANSWERS | _SOME,
     "retrieval": {"windows": int} | _SOME,
     "task": {"words": list, "multiples": list, "tokens": int, **_SOME},

@@ -129,10 +129,10 @@ def series_of(
 @series_of.register
 def _(method: RoPE, variables, shape, length=None) -> Series:
     dims = method.rotary_dim(shape.head_dim)
-    scaled = scaled_frequencies(
-        dims, method.theta, method.scaling, length if method.limits.follows_length else None
-    )
-    frequencies = np.asarray(scaled.inv_freq, np.float64)
+    follows = length if method.limits.follows_length else None
+    scaled = scaled_frequencies(dims, method.theta, method.scaling, follows)
+    inv_freq = method.frequencies(shape.head_dim) if follows is None else scaled.inv_freq
+    frequencies = np.asarray(inv_freq, np.float64)
     if method.learnable:  # float32, as in the model
         ratio = np.exp(np.asarray(variables["log_ratio"], np.float32))
         frequencies = frequencies.astype(np.float32) * ratio

@@ -14,7 +14,6 @@ from fope_jax.report.html import Details, Note, Picture, Section, make_output, w
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
-from fope_jax.storage.paths import expand_home
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
 COLUMNS = {
@@ -55,7 +54,7 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
     Raises:
       ReportError: the directory cannot be written, or holds another run.
     """
-    out = Path(expand_home(out))
+    out = make_output(out, "the spectra")
     earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
     variant, seed = measured["variant"], measured["seed"]
     others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}
@@ -64,7 +63,6 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
         raise ReportError(
             f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
         )
-    make_output(out, "the spectra")
     (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])

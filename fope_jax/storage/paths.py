@@ -15,7 +15,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from fope_jax.extras import require
 
-SUPPORTED_PATHS = "a path of this machine, or gs://BUCKET/PATH"
+LOCAL_PATHS = "a path of this machine"
+SUPPORTED_PATHS = f"{LOCAL_PATHS}, or gs://BUCKET/PATH"
 BUCKET_SCHEME = "gs://"
 # Else epath reads buckets through TensorFlow if that is installed, which takes seconds and memory,
 # and raises errors of its own. It decides at its first path of any kind, as when JAX keeps a
@@ -47,6 +48,17 @@ def expand_home(path: str | os.PathLike[str]) -> str:
     """
     text = os.fspath(path)
     return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine, see `expand_home`; ValueError for a URL, such as a bucket's.
+
+    As a Path it would make a directory called "gs:".
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise ValueError(f"{text!r}; accepted: {LOCAL_PATHS}")
+    return Path(expand_home(text))
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:

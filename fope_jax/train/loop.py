@@ -41,6 +41,7 @@ from fope_jax.train.checkpoints import (
 from fope_jax.train.compiler_options import compile_step
 from fope_jax.train.goodput import PhaseTimer
 from fope_jax.train.metrics import MetricsBuffer, MetricsWriter
+from fope_jax.train.optim import unfinished_warmup
 from fope_jax.train.preemption import Preempted, preemption
 from fope_jax.train.save_time import checkpoint_bytes, describe_save, measured_rate
 from fope_jax.train.state import (
@@ -187,6 +188,9 @@ def train(
                 stage.start + 1,
                 stage.stop,
             )
+
+        if is_main_process() and (warning := unfinished_warmup(config)):
+            log.warning("%s", warning)
 
         # -------------------------------------------------------------- model and optimizer
         saved_row = None

@@ -40,6 +40,22 @@ def learning_rate(config: TrainConfig, step: Array | int) -> Array:
     return config.learning_rate * warmup * cosine
 
 
+def unfinished_warmup(config: TrainConfig) -> str:
+    """What a warmup that lasts longer than the run makes of its learning rate; "" if it ends.
+
+    >>> unfinished_warmup(TrainConfig(steps=20, batch_size=1, length=8)).partition(": ")[0]
+    'train.warmup_steps = 10000, train.steps = 20'
+    """
+    if config.schedule_start + config.steps >= config.warmup_steps:
+        return ""
+    start = f" after {config.schedule_start} of before" if config.schedule_start else ""
+    return (
+        f"train.warmup_steps = {config.warmup_steps}, train.steps = {config.steps}{start}: the "
+        f"learning rate rises to {float(learning_rate(config, config.steps - 1)):.3g} at the last "
+        f"update and never reaches train.learning_rate = {config.learning_rate:g}"
+    )
+
+
 def describe_rate(config: TrainConfig) -> str:
     """The learning rate at the end of a run that was trained longer, in words.
 

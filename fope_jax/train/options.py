@@ -86,7 +86,9 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
         help="the run to go on from, its newest checkpoint without a step; or a "
         "Hugging Face checkpoint, by its name or its directory",
     )
-    verb.add_argument("--method", required=True, help="the position embedding to go on with")
+    verb.add_argument(
+        "--method", required=True, help="the position embedding to go on with, also MODULE:CLASS"
+    )
     verb.add_argument("--length", type=int, required=True, help="tokens of a sequence")
     _add_workdir(verb)
     verb.add_argument(

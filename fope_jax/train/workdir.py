@@ -9,7 +9,7 @@ import platform
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -105,7 +105,18 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
             f"workdir {workdir} holds a run of another configuration; put these back with "
             "--config.KEY=VALUE, or use another --workdir. Different:\n  "
             + "\n  ".join([*changes[:_SHOWN], *more])
+            + _how_to_train_longer(changes, old["train"]["steps"], experiment.train.steps)
         )
+
+
+def _how_to_train_longer(changes: Sequence[str], steps: int, now: int) -> str:
+    """A line where nothing but the number of steps has changed, and grown: a decay would move."""
+    if now <= steps or any(not change.startswith("train.steps: ") for change in changes):
+        return ""
+    return (
+        f"\nWith train.decay_steps = {steps} as well it is trained longer, at the rate that its "
+        "decay ended with, as `fope train --continue-for` does"
+    )
 
 
 def has_checkpoint(workdir: Path) -> bool:

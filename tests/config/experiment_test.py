@@ -1,5 +1,6 @@
 """What is accepted becomes objects and back; what is not says why, before any work."""
 
+import functools
 import json
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +34,7 @@ from fope_jax.position import (
     RoPE,
     YaRN,
 )
+from fope_jax.storage.changeable_keys import CHANGEABLE_KEYS
 
 FILE = """
 from ml_collections import ConfigDict
@@ -158,6 +160,9 @@ def test_the_training_length_is_stated_once(spec):
         ("evaluate.passkey_depths=0,0.0", r"passkey_depths = .*; accepted: each once"),
         ("evaluate.passkey_templates=compact,compact", r"passkey_templates = .*: each once"),
         ("evaluate.retrieval_tasks=recall,copy,recall", r"retrieval_tasks = .*: each once"),
+        ("evaluate.protocols=chunk", r"protocols = \('chunk',\); accepted: some of same-tokens,"),
+        ("evaluate.passkey_templates=poem", r"= \('poem',\); accepted: some of compact, standard"),
+        ("evaluate.splits=valid", r"splits = \('valid',\); accepted: some of train, validation"),
         ("model.d_model=30", r"config.model: d_model=30: expected a multiple of num_heads=4"),
         ("model.head_dim=7", r"config.position: .*7.*even"),
         ("model.windows=8,none,none,none,none", r"with windows of 5 after 5: num_layers="),
@@ -324,8 +329,34 @@ def test_rows_of_a_shorter_length_are_a_multiple_of_the_pieces(spec):
         build(spec, "train.batch_size=6", "train.accumulate=3", "train.first_lengths=96=2")
 
 
+@pytest.mark.parametrize(
+    ("scaling", "warned"),
+    [
+        ({"scaling": "yarn", "factor": 1.0, "original_length": 128}, ["yarn"]),
+        ({"scaling": "ntk", "factor": 1.0}, ["ntk"]),
+        ({"scaling": "llama3", "factor": 1, "original_length": 128}, ["llama3"]),
+        ({"scaling": "yarn", "factor": 2.0, "original_length": 128}, []),
+        ({"scaling": "yarn", "factor": 1.0, "original_length": 128, "attention_factor": 1.1}, []),
+        ({"scaling": "dynamic_ntk", "factor": 1.0, "original_length": 64}, []),  # s(n) = n / L
+    ],
+)
+@pytest.mark.parametrize("method", ["rope", "fope"])
+def test_a_scaling_by_1_is_warned_of_once(spec, caplog, monkeypatch, method, scaling, warned):
+    if (method, scaling["scaling"]) == ("fope", "dynamic_ntk"):
+        scaling = scaling | {"length": 256}
+    monkeypatch.setattr(
+        experiment_module, "_warn_once", functools.cache(experiment_module._warn_once.__wrapped__)
+    )
+    plain = build(spec, f"position.method={method}")
+    overrides = (f"position.method={method}", f"position.scaling=[{scaling}]")
+    for _ in range(2):
+        assert build(spec, *overrides).position != plain.position
+    line = "WARNING: config.position: {} with factor=1 changes nothing"
+    assert [record.message for record in caplog.records] == [line.format(name) for name in warned]
+
+
 def test_the_paths_that_never_change_numbers_exist():
-    for key in experiment_module.CHANGEABLE_KEYS:
+    for key in CHANGEABLE_KEYS:
         section, _, field = key.rpartition(".")
         cls = experiment_module.SECTIONS.get(section)
         assert field in (experiment_module.TOP_LEVEL if cls is None else field_types(cls))

@@ -1,13 +1,19 @@
 """Loading a run and running every protocol on it, with a cache in memory."""
 
+import functools
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.config import evaluate as evaluate_config
+from fope_jax.data.retrieval import PASSKEY_TEMPLATES
+from fope_jax.data.retrieval.passkey import TEMPLATES
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.evaluate import protocols as protocols_module
 from fope_jax.evaluate import run as run_module
@@ -92,16 +98,23 @@ def position_hash(model):
     return checkpoint_fingerprint(model.position, model.config.shape, split(model)[2])[0].hash
 
 
+@functools.cache
+def drawn(config):
+    """The position's hash and the arrays of one model, however many runs hold it."""
+    model = new_model(CONFIG | json.loads(config))
+    return position_hash(model), *split(model)[1:]
+
+
 def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1"):
     workdir.mkdir(exist_ok=True)
     experiment = build_experiment(config)
     (workdir / "config.json").write_text(json.dumps(experiment_to_dict(experiment)))
     (workdir / "run.json").write_text(json.dumps({"commit": "abc"}))
     (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 5.5}\n')
-    model = new_model(config)
-    _, params, constants = split(model)
+    of_model = {key: config[key] for key in ("seed", "model", "position", "train")}
+    model_hash, params, constants = drawn(json.dumps(of_model))
     store = CheckpointStore(workdir / "checkpoints")
-    metadata = {"position": fingerprint or position_hash(model), "data": data}
+    metadata = {"position": fingerprint or model_hash, "data": data}
     for step in steps:
         store.save(step, {"params": params, "constants": constants, "optimizer": {}}, metadata)
     store.close()
@@ -115,9 +128,15 @@ def cache(monkeypatch):
     return cache
 
 
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("saved") / "run")
+
+
 @pytest.fixture
-def workdir(tmp_path):
-    return save_run(tmp_path / "run")
+def workdir(saved_once, tmp_path):
+    """A run of its own, to be evaluated and changed."""
+    return shutil.copytree(saved_once, tmp_path / "run")
 
 
 def quiet(workdir, **arguments):
@@ -510,8 +529,6 @@ def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
         ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
         ({"evaluate": {"lengths": (0.3,)}}, "0.3 times train.length = 32 is 9.6 tokens: expected"),
         ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for 'passkey .compact.'"),
-        ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
-        ({"evaluate": {"protocols": ("chunk",)}}, "'chunk' is no protocol; accepted: same-tokens,"),
         (
             {"evaluate": {"protocols": ("sliding-window",), "stride": 33}},
             "stride is 33, accepted: 1 to the shortest context of 32 tokens",
@@ -534,6 +551,25 @@ def test_what_cannot_be_evaluated_is_named(tmp_path, sections, message):
     with pytest.raises(ValueError, match=message):
         quiet(workdir)
     assert not any(row["kind"] == "perplexity" for row in read_rows(workdir / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "field", "value"),
+    [("passkey", "passkey_templates", ()), ("passkey", "passkey_trials", 0)]
+    + [("retrieval", "passkey_depths", ()), ("retrieval", "passkey_lengths", ())],
+)
+def test_a_protocol_asked_for_by_name_needs_trials(tmp_path, protocol, field, value):
+    """Otherwise the answer is a table without rows."""
+    workdir = save_run(tmp_path / "run", changed(evaluate={field: value}))
+    message = f"protocol {protocol} is asked for, .* evaluate.{field} = {re.escape(str(value))},"
+    with pytest.raises(ConfigError, match=message):
+        quiet(workdir, protocols=[protocol])
+    assert {row["kind"] for row in read_rows(workdir / "metrics.jsonl")} == {"train"}
+
+
+def test_a_configuration_knows_the_names_of_protocols_and_templates():
+    assert evaluate_config.PROTOCOLS == protocols_module.PROTOCOLS
+    assert set(PASSKEY_TEMPLATES) == set(TEMPLATES)
 
 
 def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):

@@ -1,16 +1,19 @@
 """The experiment of a child: what follows, what is stated, what is refused."""
 
+import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.config import experiment as experiment_module
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import OPTIMIZERS, child_experiment
 from fope_jax.extend.initial_loss import WARN_ABOVE
 from fope_jax.extend.parent import open_parent
-from fope_jax.interop.runs import import_run
+from fope_jax.interop.run_import import import_run
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
 
 
@@ -75,6 +78,13 @@ def test_overrides_go_where_they_belong(runs):
     assert literal.position.scaling[0].training_length == 20
 
 
+def test_a_stretch_by_1_is_warned_of(runs, caplog):
+    experiment_module._warn_once.cache_clear()
+    child_experiment(parent_of(runs), 100, "yarn", 16)
+    (record,) = caplog.records
+    assert record.message == "WARNING: config.position: yarn with factor=1 changes nothing"
+
+
 @pytest.mark.parametrize(
     ("method", "target", "expected"),
     [
@@ -90,9 +100,48 @@ def test_a_child_of_each_kind(runs, method, target, expected):
     assert child.evaluate.lengths == ((1,) if expected.limits.max_length else (1, 2))
 
 
+OWN = """
+import dataclasses
+from typing import ClassVar
+
+from fope_jax.position import PositionEmbedding
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(PositionEmbedding):
+    kind: ClassVar[str] = "rotation"
+    training_length: int
+    num_layers: int | None = None
+    scale: float = dataclasses.field(default=0.1, metadata={"config": "model.init_std"})
+    theta: float = 10_000.0
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A module of the user, importable and not imported."""
+    (tmp_path / "own_of_child_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_of_child_test"
+    sys.modules.pop("own_of_child_test", None)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"scale": 3.0, "training_length": 8}])
+def test_a_class_of_the_users_own_has_the_knobs_that_training_gives_it(runs, own_module, knobs):
+    parent = parent_of(runs, {"method": "rope", "theta": 5e5})
+    overrides = [f"--config.position.{knob}={value}" for knob, value in knobs.items()]
+    child = child_experiment(parent, 5, f"{own_module}:Own", 32, overrides=overrides)
+    filled = {"training_length": 32, "num_layers": 1, "scale": parent.model.init_std, "theta": 5e5}
+    assert dataclasses.asdict(child.position) == filled | knobs
+    assert child.name == f"fope+{own_module}:Own-32"
+    spec = experiment_to_dict(child)["position"]
+    assert spec == {"method": f"{own_module}:Own"} | filled | knobs
+
+
 @pytest.mark.parametrize(
     ("method", "length", "changes", "message"),
     [
+        ("no_module:Own", 32, {}, "method 'no_module:Own': .* 'no_module' cannot be .*PYTHONPATH"),
         ("yarm", 32, {}, "unknown method 'yarm'; did you mean 'yarn'"),
         ("alibi", 32, {}, "rope to alibi: attention was trained with rotation"),
         ("yarn", 48, {}, "length 48: an update of the parent has 8 x 16 = 128 tokens, which are"),

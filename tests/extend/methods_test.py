@@ -1,12 +1,14 @@
 """Which position embedding a model goes on with, which not and why, and what that changes."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from fope_jax.extend.frequencies import frequency_changes, pair_frequencies, unwrapped
-from fope_jax.extend.methods import extend_position, fope_form, target_classes
+from fope_jax.extend.methods import extend_position, fope_form, is_own, target_classes
 from fope_jax.gallery.examples import examples
 from fope_jax.position import (
     FIRE,
@@ -26,10 +28,12 @@ from fope_jax.position import (
     LongRoPE,
     NoPE,
     NTKAware,
+    PositionEmbedding,
     PositionInterpolation,
     PRoPE,
     Proportional,
     RoPE,
+    Scaling,
     Sinusoidal,
     SlidingWindow,
     SnapToCycles,
@@ -253,6 +257,11 @@ def test_what_a_model_goes_on_with(parent, target, knobs, expected):
 ROTATION = "attention was never trained with rotation"
 
 
+class SlowRoPE(RoPE):
+    def frequencies(self, head_dim):
+        return super().frequencies(head_dim) / 2
+
+
 @pytest.mark.parametrize(
     ("parent", "target", "reason"),
     [
@@ -283,6 +292,7 @@ ROTATION = "attention was never trained with rotation"
         (RoPE(interleaved=True), "fope", "interleaved=True, which FoPE does not know"),
         (RoPE(partial_rotary_factor=0.5), "fope", "partial_rotary_factor=0.5, which FoPE"),
         (RoPE(learnable=True), "fope", "learnable=True, which FoPE does not know"),
+        (SlowRoPE(), "fope", "SlowRoPE has frequencies of its own, in place of which FoPE would"),
         (ALiBi(), "drope", f"alibi to drope: {ROTATION}: a bias ordered its scores"),
         (DroPE(512), "rope", f"drope to rope: {ROTATION}: its queries and keys hold no phase"),
         (RoPE(), "inner", "rope to inner: nothing stands inside it, as in a sliding window"),
@@ -295,11 +305,83 @@ def test_pairs_that_make_no_sense_say_why(parent, target, reason):
         go_on(parent, target)
 
 
+@dataclass(frozen=True)
+class TwoBases(PositionEmbedding):
+    """A rotation of somebody else; only its knobs matter here."""
+
+    kind: ClassVar[str] = "rotation"
+    second_theta: float
+    theta: float = 10_000.0
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class Slope(PositionEmbedding):
+    kind: ClassVar[str] = "bias"
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Halved(Scaling):
+    stretches: ClassVar[bool] = True
+    original_length: int
+
+    def __call__(self, rotary, length=None):
+        return rotary._replace(inv_freq=rotary.inv_freq / 2)
+
+
+@dataclass(frozen=True)
+class Plain(Wrapper):
+    def layers(self):
+        return self.inner.layers()
+
+
+TWO_BASES, SLOPE, HALVED, PLAIN = (
+    f"{__name__}:{cls.__name__}" for cls in (TwoBases, Slope, Halved, Plain)
+)
+
+
+@pytest.mark.parametrize(
+    ("parent", "target", "knobs", "expected"),
+    [
+        (RoPE(theta=5e5), TWO_BASES, {"second_theta": 9.0}, TwoBases(9.0, theta=5e5)),
+        (FoPE(512, theta=9e4), TWO_BASES, {"second_theta": 9.0}, TwoBases(9.0, theta=9e4)),
+        (TwoBases(9.0, 5e5), TWO_BASES, {"share": 0.25}, TwoBases(9.0, 5e5, 0.25)),
+        (ALiBi(), SLOPE, {}, Slope()),
+        (SlidingWindow(ALiBi(), 8), SLOPE, {"rate": 2.0}, SlidingWindow(Slope(2.0), 8)),
+        (RoPE(theta=5e5), HALVED, {}, RoPE(theta=5e5, scaling=(Halved(512),))),
+        (RoPE(scaling=(Halved(512),)), "pi", {}, RoPE(scaling=(PI(2.0),))),
+        (ALiBi(), PLAIN, {}, Plain(ALiBi())),
+        (RoPE(), "fope_jax.position.fope:FoPE", {}, FoPE(1024, **LEAST)),
+    ],
+)
+def test_a_class_of_ones_own_follows_its_kind_and_keeps_what_the_parent_has(
+    parent, target, knobs, expected
+):
+    assert go_on(parent, target, **knobs) == expected
+
+
+@pytest.mark.parametrize(
+    ("parent", "target", "reason"),
+    [
+        (RoPE(), SLOPE, f"{SLOPE} was never part of what it learned; a method of your own follows"),
+        (ALiBi(), TWO_BASES, f"parent's is 'bias', that of {TWO_BASES} 'rotation'; accepted: same"),
+        (ALiBi(), HALVED, f"alibi to {HALVED}: {ROTATION}"),
+        (RoPE(), TWO_BASES, f"{TWO_BASES} needs second_theta, .*--config.position.second_theta=V"),
+        (RoPE(), f"{__name__}:Nothing", f"the module '{__name__}' has no 'Nothing'"),
+        (RoPE(), "not_imported:Mine", "allow it with --allow-module not_imported if you trust it"),
+    ],
+)
+def test_a_class_of_ones_own_that_cannot_follow_says_why(parent, target, reason):
+    with pytest.raises(ValueError, match=reason):
+        go_on(parent, target)
+
+
 def test_every_pair_of_methods_is_decided():
     """Of all pairs of methods only the ones named here change the method."""
     allowed = set()
     for method in examples().values():
-        for name in METHODS:
+        for name in (name for name in METHODS if not is_own(METHODS[name])):
             try:
                 cls, scaling = target_classes(method, name)
             except ValueError as error:
@@ -398,6 +480,17 @@ def test_a_stretch_of_partial_rotary_counts_the_pairs_that_rotate():
     np.testing.assert_allclose(
         child.frequencies(HEAD_DIM) * SLOW[:8], RoPE(partial_rotary_factor=0.25).frequencies(64)
     )
+
+
+@dataclass(frozen=True)
+class SlowerRoPE(RoPE):
+    def frequencies(self, head_dim):
+        return super().frequencies(head_dim) / 2
+
+
+def test_changes_are_counted_from_the_frequencies_that_a_method_states():
+    changes = frequency_changes(SlowerRoPE(), RoPE(), HEAD_DIM)
+    assert changes.text == "of 32 frequencies 0 kept, 32 divided by 0.5, 0 zeroed, 0 new"
 
 
 def test_changes_of_frequencies_are_counted():

@@ -233,6 +233,26 @@ FAST_ROWS = (
     "fope-yarn-after",
 )
 
+# One for each hook, and each whose parameters are learnt: what else there is adds constants to the
+# logits, or turns q and k by other tables.
+ONE_A_HOOK = (
+    "rope-longrope",
+    "xpos-interleaved",
+    "t5",
+    "kerple-power",
+    "fire",
+    "cope-heads",
+    "dape",
+    "by-share-fope",
+    "log-n-cope",
+    "self-extend",
+    "pope-partial",
+    "fox",
+    "cable",
+    "learned",
+    "fope-official",
+)
+
 
 def every_case(test):
     rows = [n if n in FAST_ROWS else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
@@ -491,9 +511,10 @@ def test_origin(name):
     holds_or_fails(name, ORIGIN, is_identity, 1e-6)
 
 
+@pytest.mark.fast(*ONE_A_HOOK)
 @every_case
 def test_prefix(name):
-    """Hooks see positions, never the length of the array."""
+    """Hooks see positions, never the length of the array; rows of one token, below, show it too."""
     method = CASES[name].method
     variables = variables_of(method)
 
@@ -628,10 +649,9 @@ def test_decoding_one_token_after_the_other(name):
 
 @every_case
 def test_rows_that_share_positions_share_all_that_is_made_of_them(name):
-    """Positions ``[1, T]`` give the numbers of ``[B, T]``, and tables with a batch axis of 1."""
+    """Of positions ``[1, T]`` tables and biases have a batch axis of 1."""
     method = CASES[name].method
     variables = variables_of(method)
-    x, q, k = inputs()
     shared = arange(batch=1)
     for leaf in jax.tree.leaves(jax.eval_shape(partial(tables_of, method), variables, shared)):
         assert leaf.shape[0] == 1
@@ -639,8 +659,15 @@ def test_rows_that_share_positions_share_all_that_is_made_of_them(name):
     if has_hook(own, "bias"):
         bias = jax.eval_shape(partial(bias_of_heads, own), own_variables, shared, shared)
         assert bias.shape == (1, 4, LENGTH, LENGTH)
-    one = logits(method, variables, x, q, k, shared)
-    assert difference(one, logits(method, variables, x, q, k, arange())) < LOGIT
+
+
+@pytest.mark.fast(*ONE_A_HOOK, "sinusoidal")
+@every_case
+def test_positions_given_once_give_the_numbers_of_all_rows(name):
+    method = CASES[name].method
+    variables, parts = variables_of(method), inputs()
+    one = logits(method, variables, *parts, arange(batch=1))
+    assert difference(one, logits(method, variables, *parts, arange())) < LOGIT
 
 
 @every_case
@@ -712,6 +739,7 @@ def test_random_shapes(name):
     assert difference(plain, logits(method, variables, *inputs(), arange())) < LOGIT
 
 
+@pytest.mark.fast(*ONE_A_HOOK)
 @every_case
 def test_gradients_are_finite_and_right(name):
     """Against central differences along a random direction, inputs and everything learnable."""
@@ -732,6 +760,7 @@ def test_gradients_are_finite_and_right(name):
     testing.assert_gradients(loss, *parts, step=step, rtol=rtol, seed=1)
 
 
+@pytest.mark.fast(*ONE_A_HOOK, "rope-chain", "sinusoidal", "fope-normalised")
 @every_case
 def test_bfloat16(name):
     """Inputs of 8 bits keep their dtype; what comes out is float32's, rounded once."""

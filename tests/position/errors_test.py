@@ -66,6 +66,20 @@ def shape(**changes):
 
 GRID = inverse_frequencies(16)
 ERRORS = {
+    "a text for a number": (lambda: RoPE(theta="10000"), "theta='10000': .*a number"),
+    "a switch for a number": (lambda: RoPE(theta=True), "theta=True: .*a number"),
+    "a text for a spread": (lambda: FoPE(64, sigma="0.3"), "sigma='0.3': .*a number"),
+    "a text for a sine": (lambda: FoPE(64, zero_sine="1"), "zero_sine='1': .*a number"),
+    "a text for a factor": (lambda: YaRN("4", 64), "factor='4': .*a number"),
+    "a text for a share": (
+        lambda: RoPE(partial_rotary_factor="0.5"),
+        "partial_rotary_factor='0.5': the share of dimensions that rotate, a number",
+    ),
+    "a text for a share of polar pairs": (
+        lambda: PoPE(partial_rotary_factor="1"),
+        "partial_rotary_factor='1': the share of dimensions that are polar, a number",
+    ),
+    "none for a base": (lambda: inverse_frequencies(8, None), "theta=None: .*a number"),
     "odd head_dim": (lambda: inverse_frequencies(7), "head_dim=7.*even"),
     "odd head_dim of a model": (lambda: RoPE().check(shape(head_dim=15)), "head_dim=15.*even"),
     "odd head_dim of FoPE": (lambda: FoPE(64).check(shape(head_dim=15)), "head_dim=15.*even"),

@@ -1,5 +1,6 @@
 """The hooks of every method: axes of variables, the kernel's form of a bias, identities."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import chex
@@ -17,11 +18,12 @@ from fope_jax.position import (
     LogitScaling,
     ModelShape,
     NoPE,
+    PositionVariables,
     RoPE,
     T5Bias,
 )
 from fope_jax.position.base import PositionEmbedding, bias_of_heads, has_hook
-from fope_jax.position.scaling import PositionInterpolation
+from fope_jax.position.scaling import DynamicNTK, PositionInterpolation
 
 SHAPE = ModelShape(d_model=48, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=12)
 SIZES = {"heads": (SHAPE.num_heads, SHAPE.num_kv_heads), "embed": (SHAPE.d_model,)}
@@ -116,6 +118,64 @@ class AllHeads(PositionEmbedding):
 
     def bias(self, variables, q_positions, k_positions):
         return jnp.zeros((1, 4, 8, 8))
+
+
+@dataclass(frozen=True)
+class Slopes(PositionEmbedding):
+    """A slope a head, whose axis ``variable_axes`` does not name."""
+
+    def init(self, key, shape):
+        return PositionVariables(layer_params={"slope": jnp.ones((shape.num_layers, 4))})
+
+    def bias(self, variables, q_positions, k_positions):
+        return -variables["slope"] * (q_positions - k_positions).astype(jnp.float32)
+
+
+def test_heads_that_variable_axes_leaves_out_are_named():
+    variables = Slopes().init(jax.random.key(0), SHAPE).at_layer(0)
+    message = r"Slopes.bias, .* and slope \(4,\) of one head: .*variable_axes says which"
+    with pytest.raises(ValueError, match=message):
+        bias_of_heads(Slopes(), variables, jnp.arange(8)[None], jnp.arange(8)[None])
+
+
+@dataclass(frozen=True)
+class SlowerRoPE(RoPE):
+    """RoPE with frequencies of its own."""
+
+    slower: float = 2.0
+
+    def frequencies(self, head_dim):
+        return super().frequencies(head_dim) / self.slower
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_a_rotary_method_turns_by_the_frequencies_that_it_states(learnable):
+    """The fingerprint and the log show ``frequencies``: ``tables`` may not use others."""
+    method, positions = SlowerRoPE(learnable=learnable), jnp.arange(6)[None]
+    variables = method.init(jax.random.key(0), SHAPE).at_layer(0)
+    twice = method.tables(variables, 2 * positions, 12)
+    chex.assert_trees_all_close(twice, RoPE().tables({}, positions, 12), rtol=1e-6, atol=1e-6)
+
+
+def test_frequencies_of_ones_own_are_not_replaced_by_a_scaling():
+    method = SlowerRoPE(scaling=(DynamicNTK(2.0, 8),))
+    with pytest.raises(ValueError, match="DynamicNTK with length=None.*SlowerRoPE.frequencies"):
+        method.check(SHAPE)
+    SlowerRoPE(scaling=(DynamicNTK(2.0, 8, length=16),)).check(SHAPE)
+
+
+def switches():
+    for name, method in EXAMPLES.items():
+        for field in dataclasses.fields(method):
+            if isinstance(field.default, bool):
+                yield pytest.param(method, field.name, id=f"{name}.{field.name}")
+
+
+@pytest.mark.parametrize(("method", "name"), list(switches()))
+def test_a_switch_is_true_or_false(method, name):
+    """Any text is true: ``interleaved="false"`` would interleave."""
+    with pytest.raises(ValueError, match=f"{name}='false': expected True or False"):
+        dataclasses.replace(method, **{name: "false"})
 
 
 def test_a_bias_of_another_shape_is_named_with_what_is_expected():

@@ -237,8 +237,11 @@ METHODS_UNDER_TEST: dict[str, PositionEmbedding] = {
 }
 
 
-def every_hook(method):
-    """What each hook of the last layer of a period makes of embeddings, queries and keys."""
+def every_hook(method, values):
+    """What each hook of the last layer of a period makes of embeddings, queries and keys.
+
+    Without ``values`` what is trained is zero, and nothing is computed.
+    """
     shape = SHAPE
 
     def call(x, q, k, trained, positions, key_positions):
@@ -264,9 +267,10 @@ def every_hook(method):
             out.append(own.contextual_bias(variables, q, logits))
         return out
 
-    owned = method.init(KEY, shape)
+    owned = method.init(KEY, shape) if values else jax.eval_shape(lambda: method.init(KEY, shape))
     trained = jax.tree.map(
-        lambda x: np.asarray(x, np.float64), (owned.model_params, owned.layer_params)
+        lambda x: np.asarray(x, np.float64) if values else np.zeros(x.shape),
+        (owned.model_params, owned.layer_params),
     )
     random = np.random.default_rng(6)
     x, q, k = (random.normal(size=(2, 5, *own)) for own in ((16,), (2, 8), (1, 8)))
@@ -378,11 +382,15 @@ def is_float(x):
     return isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def row_of(name, dtype):
-    call, *arguments = FUNCTIONS.get(name) or every_hook(METHODS_UNDER_TEST[name])
+def row_of(name, dtype, values=True):
+    """Without ``values`` its arrays are shapes."""
+    call, *arguments = FUNCTIONS.get(name) or every_hook(METHODS_UNDER_TEST[name], values)
     leaves, structure = jax.tree.flatten(arguments)
-    leaves = [jnp.asarray(x, dtype) if is_float(x) else jnp.asarray(x) for x in leaves]
-    return Row(call, leaves, structure)
+
+    def arrays():
+        return [jnp.asarray(x, dtype) if is_float(x) else jnp.asarray(x) for x in leaves]
+
+    return Row(call, arrays() if values else jax.eval_shape(arrays), structure)
 
 
 def same(out, expected, dtype):
@@ -412,7 +420,7 @@ def test_on_the_host(name):
 def test_tracing(name, dtype, chosen):
     """Promotion of dtypes and ranks is an error here already, forwards and backwards."""
     with plain():
-        row = row_of(name, dtype)
+        row = row_of(name, dtype, values=False)
         expected = jax.eval_shape(row.both_passes, *row.leaves)
     with settings(*chosen):
         traced = jax.eval_shape(row.both_passes, *row.leaves)

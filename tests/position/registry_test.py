@@ -384,6 +384,16 @@ def test_what_others_may_get_wrong(stranger, spec, message):
         from_spec(spec, None)
 
 
+@pytest.mark.parametrize("word", ["method", "preset", "name", "allow"])
+def test_a_knob_is_not_called_as_what_stands_beside_it(word):
+    """``make(name, preset=, allow=, **knobs)`` and a specification would mix them up."""
+    cls = dataclasses.make_dataclass(
+        "Mine", [(word, str, "x")], bases=(PositionEmbedding,), frozen=True
+    )
+    with pytest.raises(TypeError, match=f"Mine has a knob '{word}', which is a specification's"):
+        register("mine")(cls)
+
+
 def test_a_name_is_registered_once():
     @dataclasses.dataclass(frozen=True)
     class Mine(PositionEmbedding):

@@ -56,3 +56,11 @@ def test_a_tpu_multiplies_where_others_slice(draw, interleaved):
     for platform, multiplies in (("tpu", True), ("cpu", False), ("cuda", False)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("dot_general" in text, "stablehlo.slice" in text) == (multiplies, not multiplies)
+
+
+@pytest.mark.parametrize("x", [jnp.ones((1, 2, 1, 4), jnp.int32), np.ones((1, 2, 1, 4), bool)])
+def test_integers_are_not_rotated(x):
+    """They keep their dtype, so that each cosine would be cut to a whole number."""
+    table = jnp.full((1, 2, 2), 0.5)
+    with pytest.raises(TypeError, match=f"x has dtype {x.dtype}: .*pass floats"):
+        rotate(x, table, table)

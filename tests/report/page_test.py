@@ -247,7 +247,7 @@ def test_an_output_that_cannot_be_written_is_named(four_runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match="cannot write the report to .*file"):
         write_report(four_runs, tmp_path / "file")
-    with pytest.raises(ReportError, match="report to gs://bucket/x; accepted: a directory of this"):
+    with pytest.raises(ReportError, match="report to 'gs://bucket/x'; accepted: a path of this m"):
         write_report(four_runs, "gs://bucket/x")
 
 

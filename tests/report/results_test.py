@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fope_jax.report.comparison import comparisons
+from fope_jax.report.comparison import Comparison, check_comparable, comparisons
 from fope_jax.report.page import write_report
 from fope_jax.report.results import add_up_documents, write_results
 from fope_jax.report.rows import ReportError, read_run
@@ -66,6 +66,80 @@ def test_added_up_runs_are_compared_with_whole_ones(make_run, tmp_path):
     write_results(read_run(other), tmp_path / "fope.jsonl")
     found = comparisons([read_run(whole), read_run(tmp_path / "fope.jsonl")], "perplexity")
     assert [list(comparison.curves) for comparison in found] == [["rope", "fope"]]
+
+
+def of_other_pages(rows):
+    return [
+        row | {"document": f"other {row['document']}"} if "document" in row else row for row in rows
+    ]
+
+
+@pytest.fixture(params=["directories", "files", "a directory and a file"])
+def runs_of_many_pages(request, make_run, synthetic, tmp_path):
+    """Three runs scored on 30 documents of equal counts, the last on others than the first two."""
+
+    def read(variant, change=lambda rows: rows):
+        rows = change(synthetic.rows_of(variant, 0, tokens={f"page {i}": 64 for i in range(30)}))
+        run = read_run(make_run(variant, rows=rows))
+        in_file = {"directories": [], "files": ["rope", "alibi", "fope"]}
+        if variant not in in_file.get(request.param, ["alibi"]):
+            return run
+        write_results(run, tmp_path / f"{variant}.jsonl")
+        return read_run(tmp_path / f"{variant}.jsonl")
+
+    return [read("rope"), read("alibi"), read("fope", of_other_pages)]
+
+
+def test_runs_scored_on_other_documents_are_apart_however_many_these_are(runs_of_many_pages):
+    found = comparisons(runs_of_many_pages, "perplexity")
+    assert sorted(tuple(one.curves) for one in found) == [("fope",), ("rope", "alibi")]
+    one, other = (next(c for c in found if name in c.curves) for name in ("rope", "fope"))
+    mixed = Comparison("perplexity", one.name, one.curves | other.curves, {})
+    with pytest.raises(ReportError, match="'rope' and 'fope' were scored on different things"):
+        check_comparable(mixed)
+
+
+def test_documents_of_one_name_with_other_tokens_are_others(make_run):
+    """Lines of two files of one name: file.jsonl:1, file.jsonl:2, .."""
+    one, other = ({f"file:{i}": 64 * (1 + (i + k) % 30) for i in range(30)} for k in range(2))
+    runs = [make_run("rope", tokens=one), make_run("fope", tokens=other)]
+    found = comparisons(list(map(read_run, runs)), "perplexity")
+    assert sorted(tuple(comparison.curves) for comparison in found) == [("fope",), ("rope",)]
+
+
+def test_chunks_of_other_documents_are_apart(make_run, synthetic):
+    """They have as many tokens wherever they come from."""
+
+    def in_chunks(rows):
+        return [
+            row | {"protocol": "chunks"} if row["kind"] == "perplexity" else row for row in rows
+        ]
+
+    one = make_run("rope", rows=in_chunks(synthetic.rows_of("rope", 0)))
+    other = make_run("fope", rows=in_chunks(of_other_pages(synthetic.rows_of("fope", 0))))
+    found = comparisons([read_run(one), read_run(other)], "perplexity")
+    assert sorted(tuple(comparison.curves) for comparison in found) == [("fope",), ("rope",)]
+
+
+def test_files_without_the_digest_are_compared_by_counts(make_run, synthetic, tmp_path):
+    """Those of earlier versions: with each other, and with all others if these agree."""
+    paths = {}
+    for variant, change in (("rope", list), ("alibi", list), ("nope", of_other_pages)):
+        rows = change(synthetic.rows_of(variant, 0, tokens={f"page {i}": 64 for i in range(30)}))
+        paths[variant] = tmp_path / f"{variant}.jsonl"
+        write_results(read_run(make_run(variant, rows=rows)), paths[variant])
+        if variant != "alibi":
+            lines = map(json.loads, paths[variant].read_text().splitlines())
+            old = [{k: v for k, v in row.items() if k != "documents_digest"} for row in lines]
+            paths[variant].write_text("".join(json.dumps(row) + "\n" for row in old))
+    runs = [read_run(path) for path in paths.values()]
+    (comparison,) = comparisons(runs, "perplexity")
+    assert list(comparison.curves) == ["rope", "alibi", "nope"]
+    check_comparable(comparison)
+    rows = of_other_pages(synthetic.rows_of("fope", 0, tokens={f"page {i}": 64 for i in range(30)}))
+    found = comparisons([*runs, read_run(make_run("fope", rows=rows))], "perplexity")
+    by_documents = [("alibi",), ("fope",), ("rope", "nope")]
+    assert sorted(tuple(one.curves) for one in found) == by_documents
 
 
 HEAD = '{"kind": "run", "config": {}, "info": {}, "lineage": {}}'

@@ -17,6 +17,7 @@ from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_rows, read_run, read_runs
 from fope_jax.report.sums import Sums, add_up, group, spread
 from fope_jax.report.verdict import verdict
+from fope_jax.storage.changeable_keys import CHANGEABLE_KEYS
 
 # ---------------------------------------------------------------------------- reading
 
@@ -350,6 +351,12 @@ def test_what_changes_no_number_and_what_older_runs_lack_tells_no_runs_apart(mak
     newer = {"model.qkv_bias": False}
     runs = make_ropes({}, same, newer, seeds=(0, 1, 2))
     assert set(run_labels(runs).values()) == {"rope"}
+
+
+def test_no_key_that_may_change_when_a_run_resumes_tells_runs_apart(make_ropes):
+    keys = [key for key in CHANGEABLE_KEYS if key != "name"]
+    one, other = ({"data": {}} | dict.fromkeys(keys, value) for value in ("one", "other"))
+    assert set(run_labels(make_ropes(one, other, seeds=(0, 1))).values()) == {"rope"}
 
 
 def test_runs_of_one_name_configuration_and_seed_are_told_apart_by_their_paths(make_ropes):

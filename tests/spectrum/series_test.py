@@ -1,5 +1,7 @@
 """A method's Fourier series against its own rotation, and the logits as a sum over frequencies."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,6 +133,17 @@ def test_a_scaling_that_follows_the_length_has_the_frequencies_of_each():
     short, long = (series_of(method, {}, SHAPE, length).frequencies for length in (64, 256))
     np.testing.assert_allclose(short, RoPE().frequencies(SHAPE.head_dim), rtol=1e-6)
     assert long[-1] < 0.5 * short[-1]
+
+
+@dataclass(frozen=True)
+class SlowerRoPE(RoPE):
+    def frequencies(self, head_dim):
+        return super().frequencies(head_dim) / 2
+
+
+def test_the_series_of_a_subclass_has_the_frequencies_that_it_states():
+    found = series_of(SlowerRoPE(), {}, SHAPE).frequencies
+    np.testing.assert_allclose(found, RoPE().frequencies(SHAPE.head_dim) / 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("method", [NoPE(), ALiBi(), CoPE(), ByShare((NoPE(),), (1.0,))])

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,10 @@ import pytest
 from fope_jax.command_line.common import local_path
 from fope_jax.config import ConfigError, load_config
 from fope_jax.interop.hub import local_checkpoint
+from fope_jax.main import main
 from fope_jax.report.html import make_output
+from fope_jax.report.rows import ReportError
+from fope_jax.spectrum.tables import write_spectrum
 from fope_jax.storage import directories, files, paths
 from fope_jax.storage.directories import (
     check_output,
@@ -43,6 +47,25 @@ def test_a_leading_tilde_is_the_home_directory_as_in_a_shell(tmp_path, monkeypat
     with pytest.raises(ConfigError, match=f"'{tmp_path}/none.py' does not exist"):
         load_config("~/none.py")
     assert as_path("a/~/b") == Path("a/~/b") and as_path("~x") == Path("~x")
+
+
+@pytest.mark.parametrize("given", ["gs://bucket/out", "s3://bucket/out"])
+def test_what_is_written_on_this_machine_alone_is_refused_in_one_wording(
+    given, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    accepted = f"'{given}'; accepted: a path of this machine"
+    with pytest.raises(ValueError, match=f"^{accepted}$"):
+        paths.local_path(given)
+    with pytest.raises(SystemExit):
+        main(["report", "run", "-o", given])
+    assert f"argument -o/--out: {accepted}\n" in capsys.readouterr().err
+    writers = {"report": partial(make_output, what="the report")}
+    writers["spectra"] = partial(write_spectrum, {"variant": "rope", "seed": 0, "step": 1})
+    for what, write in writers.items():
+        with pytest.raises(ReportError, match=f"^cannot write the {what} to {accepted}$"):
+            write(given)
+    assert not list(tmp_path.iterdir()), "a directory called gs:"
 
 
 @pytest.mark.parametrize("given", ["s3://bucket/run", "http://host/x", "gs://", "gs:///x"])

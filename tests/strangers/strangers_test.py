@@ -57,6 +57,22 @@ def test_trained_evaluated_and_extended(configs, tmp_path, module):
     assert main(["report", str(run), str(child), "-o", str(tmp_path / "report")]) == 0
 
 
+def test_a_run_goes_on_with_a_method_that_the_command_names(rope, tmp_path):
+    """As `fope train --config.position.method` does; the module needs no leave."""
+    extend = ["extend", str(rope), "--method", SPECS["weighted_rotary"], "--length", "32"]
+    extend += ["--workdir", str(tmp_path / "run"), "--config.train.steps=1", "--no-evaluate"]
+    code = "import sys; from fope_jax.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *extend], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "amplitudes drawn" in done.stderr
+    position = json.loads((tmp_path / "run" / "config.json").read_text())["position"]
+    assert position == {"method": SPECS["weighted_rotary"], "theta": 10_000.0}
+    (row,) = rows_of(tmp_path / "run", "train")
+    assert np.isfinite(row["loss"])
+
+
 def test_a_sweep_allows_its_runs_the_modules_that_its_files_name(configs, tmp_path, monkeypatch):
     """Its commands are processes of their own; those that read a run's config.json need leave."""
     script, notes = tmp_path / "fake.py", tmp_path / "commands"

@@ -22,7 +22,7 @@ from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
-from fope_jax.interop.runs import export_run
+from fope_jax.interop.run_export import export_run
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.train import loop
 from fope_jax.train.bad_steps import BadStepError
@@ -166,6 +166,21 @@ def test_a_workdir_of_another_configuration_is_refused(finished, runs):
         "  train.learning_rate: 0.01, now 0.005",
         "  train.length: 16, now 32",
     ]
+
+
+def test_more_steps_in_a_finished_run_say_how_they_are_trained(finished, runs):
+    with pytest.raises(
+        ConfigError, match="train.steps: 12, now 20\nWith train.decay_steps = 12 as"
+    ):
+        train(runs.experiment(steps=20), finished)
+    with pytest.raises(ConfigError, match="train.steps: 12, now 8$"):
+        train(runs.experiment(steps=8), finished)
+
+
+def test_a_warmup_that_does_not_end_is_said(runs, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="fope_jax"):
+        train(runs.experiment(steps=1, warmup_steps=50), tmp_path)
+    assert "train.warmup_steps = 50, train.steps = 1: the learning rate rises to" in caplog.text
 
 
 def test_a_run_from_before_a_field_was_added_goes_on(finished, runs, tmp_path, caplog):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from fope_jax.config import TrainConfig
-from fope_jax.train.optim import learning_rate, make_optimizer
+from fope_jax.train.optim import learning_rate, make_optimizer, unfinished_warmup
 
 
 def config(**changes) -> TrainConfig:
@@ -111,3 +111,14 @@ def test_updates_are_adamw_with_clipping(changes):
     want = adamw(c, params, gradients)
     for name in params:
         np.testing.assert_allclose(got[name], want[name], rtol=2e-5, atol=1e-6)
+
+
+def test_a_warmup_longer_than_the_run_says_the_rate_that_it_reaches():
+    short = config(steps=20, warmup_steps=100, learning_rate=1.0)
+    assert "rises to 0.2 at the last update and never reaches" in unfinished_warmup(short)
+    goes_on = config(steps=20, warmup_steps=100, schedule_start=50, learning_rate=1.0)
+    assert "steps = 20 after 50 of before: the learning rate rises to 0.7" in unfinished_warmup(
+        goes_on
+    )
+    for ends in ({"schedule_start": 80}, {"warmup_steps": 20}, {"warmup_steps": 0}):
+        assert not unfinished_warmup(config(steps=20, **({"warmup_steps": 100} | ends)))

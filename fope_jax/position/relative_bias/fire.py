@@ -18,7 +18,7 @@ from fope_jax.position.base import (
     bias_of_heads,
     is_in_kernel,
 )
-from fope_jax.position.checks import check_above_zero, check_whole
+from fope_jax.position.checks import check_above_zero, check_switches, check_whole
 from fope_jax.position.relative_bias.base import draw_params, relative_distance
 from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
@@ -124,6 +124,7 @@ class FIRE(PositionEmbedding):
     share_layers: bool = False
 
     def __post_init__(self) -> None:
+        check_switches(self)
         check_whole("mlp_width", self.mlp_width, 1, "hidden units of f")
         for name in ("init_c", "init_length"):
             check_above_zero(name, getattr(self, name), "it")

@@ -20,7 +20,7 @@ from fope_jax.position.base import (
     bias_of_heads,
     is_in_kernel,
 )
-from fope_jax.position.checks import check_spread, check_tokens, check_whole
+from fope_jax.position.checks import check_spread, check_switches, check_tokens, check_whole
 from fope_jax.position.relative_bias.base import draw_params, relative_distance
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
@@ -153,6 +153,7 @@ class T5Bias(PositionEmbedding):
     bidirectional: bool = dataclasses.field(default=False, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
+        check_switches(self)
         _check_buckets(self.num_buckets, self.max_distance, self.bidirectional)
         if self.init_std is not None:
             check_spread("init_std", self.init_std)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_tokens
+from fope_jax.position.checks import check_above_zero, check_at_least, check_switches, check_tokens
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.typing import Array
 
@@ -53,6 +53,7 @@ class Scaling:
     stretches: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_switches(self)
         for name, (check, meaning) in _KNOB_CHECKS.items():
             if getattr(self, name, None) is not None:
                 check(name, getattr(self, name), meaning=meaning)

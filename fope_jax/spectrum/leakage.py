@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import null_space
-from scipy.signal.windows import dpss
 
 TOLERANCE = 1e-4  # of the largest singular value; a tone along a dropped direction loses 1e-7
 
@@ -85,6 +84,8 @@ def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) ->
             f"a window of {length} tokens holds {turns:.2f} periods of the floor {floor:.4g}: it "
             f"takes {np.ceil(2 * np.pi / floor):.0f} tokens or more to resolve what is under it"
         )
+    from scipy.signal.windows import dpss  # slow to import
+
     scale = _scale(length, weights)
     rows = _orthonormal(_unit_rows(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
     # Subtracting the constant would leave energy above the floor in the direction nearest to it.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.signal
 from scipy.special import diric
 
 
@@ -23,8 +22,10 @@ def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -
     >>> nudft(tone, np.array([0.3])).round(6).tolist()
     [(3+0j)]
     """
+    from scipy.signal import get_window  # slow to import
+
     length = np.shape(signal)[-1]
-    taper = np.asarray(scipy.signal.get_window(window, length))
+    taper = np.asarray(get_window(window, length))
     waves = np.exp(-1j * np.multiply.outer(np.arange(length), frequencies))
     return (signal * taper) @ waves / taper.sum()
 
@@ -42,8 +43,10 @@ def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
     The sum over k is the mean square of ``x``: exactly with the rectangular window (Parseval), and
     in expectation with any window for white noise.
     """
+    from scipy import signal as scipy_signal
+
     keep_mean: Any = False  # scipy documents False; its type stubs lack it
-    density = scipy.signal.periodogram(signal, window=window, detrend=keep_mean)[1]
+    density = scipy_signal.periodogram(signal, window=window, detrend=keep_mean)[1]
     return density / np.shape(signal)[-1]
 
 

@@ -7,8 +7,6 @@ import functools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -17,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from fope_jax.config import build_experiment, load_config
+from fope_jax.data.build import build
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.storage.checkpoint import CheckpointStore
 from tests.faults.nursery import Nursery, Request
@@ -69,8 +69,7 @@ def make_corpus(directory: Path) -> None:
 
 
 def build_cache(config: Path) -> None:
-    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config", config]
-    subprocess.run(build, check=True, capture_output=True, cwd=ROOT)
+    build(build_experiment(load_config(str(config))).data)
 
 
 def config() -> str:
@@ -82,9 +81,9 @@ def environment() -> dict[str, str]:
     kept = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(scratch() / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     always = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    always["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return kept | os.environ | always
 
 

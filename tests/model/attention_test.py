@@ -16,6 +16,7 @@ from fope_jax.position.base import ModelShape, bias_of_heads, has_hook
 from tests.model.rows import packed
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
+compiled_sums = jax.jit(running_sums)
 
 
 def normal(seed, *shape):
@@ -265,18 +266,19 @@ def test_attention_inside_the_shard_map_of_a_caller():
 def test_no_rows_no_queries_and_no_keys(sizes, backend, contextual):
     batch, length, keys = sizes
     q, k, v = (
-        jnp.ones((batch, tokens, heads, 4)) for tokens, heads in ((length, 4), (keys, 2), (keys, 2))
+        np.ones((batch, tokens, heads, 4), np.float32)
+        for tokens, heads in ((length, 4), (keys, 2), (keys, 2))
     )
-    out = attention.attend(
+    out = attend(
         *(q, k, v),
-        q_positions=jnp.arange(length)[None],
-        k_positions=jnp.arange(keys)[None],
-        q_segments=jnp.ones((1, length), jnp.int32),
-        k_segments=jnp.ones((1, keys), jnp.int32),
+        q_positions=np.arange(length, dtype=np.int32)[None],
+        k_positions=np.arange(keys, dtype=np.int32)[None],
+        q_segments=np.ones((1, length), np.int32),
+        k_segments=np.ones((1, keys), np.int32),
         contextual_fn=contextual_fn if contextual else None,
         bias_variables=contextual_variables(4, 4) if contextual else None,
-        q_sums=running_sums(jnp.ones((batch, length, 4))),
-        k_sums=running_sums(jnp.ones((batch, keys, 4))),
+        q_sums=compiled_sums(np.ones((batch, length, 4), np.float32)),
+        k_sums=compiled_sums(np.ones((batch, keys, 4), np.float32)),
         backend=backend,
         block=4,
     )
@@ -620,7 +622,7 @@ def test_a_bias_of_another_shape_is_named(shape, backend):
     places = dict.fromkeys(("q_positions", "k_positions"), positions)
     places |= dict.fromkeys(("q_segments", "k_segments"), segments)
     with pytest.raises(ValueError, match=r"a bias \(.*for logits \[B, N, T, S\] = \(3, 4, 5, 5\)"):
-        attention.attend(q, q, q, **places, bias_fn=lambda *_: jnp.zeros(shape), backend=backend)
+        attend(q, q, q, **places, bias_fn=lambda *_: jnp.zeros(shape), backend=backend)
 
 
 def test_scores_of_contextual_methods_go_by_positions_not_by_storage():

@@ -5,6 +5,7 @@ before a test asks for it.
 """
 
 import contextlib
+from dataclasses import fields
 
 import jax
 import numpy as np
@@ -100,16 +101,25 @@ class Runs:
         patch.setattr(module, "Loader", Loader)
 
 
-COMPILED_STEPS = {}  # by experiment, mesh and shapes of a batch
+COMPILED_STEPS = {}  # by what a step is made of, and shapes of a batch
 INITIAL = {}  # states and constants, by what they are made of
+# Settings of training that no program reads.
+OUTSIDE = {"log_every", "save_every", "evaluate_every", "keep", "keep_period", "tracker"}
+OUTSIDE |= {"grace_seconds", "on_save_error"}
+
+
+def made_of(plan):
+    """What the programs of a plan are made of."""
+    own = plan.experiment
+    train = [getattr(own.train, f.name) for f in fields(own.train) if f.name not in OUTSIDE]
+    return own.model, own.position, own.seed, tuple(train), plan.mesh
 
 
 def made_once(make):
     """``make(plan)`` of one model, optimizer and mesh is called once; a step takes a copy of it."""
 
     def initial(plan):
-        own = plan.experiment
-        key = make.__name__, own.model, own.position, own.seed, own.train, plan.mesh
+        key = make.__name__, made_of(plan)
         if key not in INITIAL:
             INITIAL[key] = make(plan)
         return jax.tree.map(lambda x: x.copy(), INITIAL[key])
@@ -131,7 +141,7 @@ def compiling_once():
 
         def compile(self, compiler_options):
             shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
-            key = (self.plan.experiment, self.plan.mesh, shapes)
+            key = (made_of(self.plan), shapes)
             if key not in COMPILED_STEPS:
                 lowered = state.trace_step(self.plan, self.batch).lower()
                 COMPILED_STEPS[key] = lowered.compile(compiler_options=compiler_options)

@@ -10,7 +10,8 @@ import pytest
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend import run as extend_run
-from fope_jax.interop import runs as interop_runs
+from fope_jax.interop import run_export
+from fope_jax.interop.run_import import import_run
 from fope_jax.main import main
 from fope_jax.storage import directories
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -152,36 +153,36 @@ def test_an_import_killed_before_its_checkpoint_gives_way(weights, tmp_path):
     run, bytes_ = tmp_path / "run", "data.tokenizer=bytes"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(CheckpointStore, "start_save", kill)
-        interop_runs.import_run(weights, run, [bytes_])
+        import_run(weights, run, [bytes_])
     assert not has_checkpoint(run)
-    interop_runs.import_run(weights, run, [bytes_, "name=other"])
+    import_run(weights, run, [bytes_, "name=other"])
     assert saved_as(run)["name"] == "other" and has_checkpoint(run)
     with pytest.raises(
         ConfigError, match="(?s)holds weights imported from .*name: 'other', now 'hf'"
     ):
-        interop_runs.import_run(weights, run, [bytes_])
-    assert "already" in interop_runs.import_run(weights, run, [bytes_, "name=other"])
+        import_run(weights, run, [bytes_])
+    assert "already" in import_run(weights, run, [bytes_, "name=other"])
     moved = weights.rename(weights.with_name("moved"))
     with pytest.raises(ConfigError, match="(?s)path: '.*/hf', now '.*/moved'"):
-        interop_runs.import_run(moved, run, [bytes_, "name=other"])
+        import_run(moved, run, [bytes_, "name=other"])
     moved.rename(weights)
 
 
 def test_an_export_that_fails_or_is_killed_does_not_stand_in_its_own_way(weights, tmp_path):
     run, out = tmp_path / "run", tmp_path / "new" / "out"
-    interop_runs.import_run(weights, run, ["data.tokenizer=bytes"])
+    import_run(weights, run, ["data.tokenizer=bytes"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(interop_runs, "export_weights", kill)
-        interop_runs.export_run(run, out)
+        patch.setattr(run_export, "export_weights", kill)
+        run_export.export_run(run, out)
     assert not (tmp_path / "new").exists()
-    (out / interop_runs.PARTIAL).mkdir(parents=True)  # as SIGKILL leaves it
-    (out / interop_runs.PARTIAL / "shard-0").write_text("cut off")
-    interop_runs.export_run(run, out)
+    (out / run_export.PARTIAL).mkdir(parents=True)  # as SIGKILL leaves it
+    (out / run_export.PARTIAL / "shard-0").write_text("cut off")
+    run_export.export_run(run, out)
     assert {"config.json", "model.safetensors"} <= tree(out)
-    assert not any("shard-0" in name or interop_runs.PARTIAL in name for name in tree(out))
+    assert not any("shard-0" in name or run_export.PARTIAL in name for name in tree(out))
     assert (out / "model.safetensors").read_bytes() == (weights / "model.safetensors").read_bytes()
     with pytest.raises(FileExistsError, match="is not empty"):
-        interop_runs.export_run(run, out)
+        run_export.export_run(run, out)
 
 
 # ---------------------------------------------------------------------------- what is kept

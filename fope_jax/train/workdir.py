@@ -99,7 +99,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         old["data"]["tokenizer"] = tokenizer
     if old:
         changes = incompatible_changes(old, experiment_to_dict(experiment))
-    if changes:
+    if old and changes:
         more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
         raise ConfigError(
             f"workdir {workdir} holds a run of another configuration; put these back with "

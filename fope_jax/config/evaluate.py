@@ -10,18 +10,7 @@ from fope_jax.config.fields import check_fields
 from fope_jax.data.config import SPLITS
 from fope_jax.data.held_out import text_name
 from fope_jax.data.retrieval import PASSKEY_TEMPLATES, TASKS
-
-PROTOCOLS = (  # of `fope_jax.evaluate.protocols`
-    "same-tokens",
-    "sliding-window",
-    "chunks",
-    "document-resets",
-    "no-resets",
-    "long-window",
-    "from-start",
-    "passkey",
-    "retrieval",
-)
+from fope_jax.storage.protocol_names import PROTOCOLS
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.evaluate.windows import Windows, place_blocks, place_windows
 from fope_jax.position import to_spec
+from fope_jax.storage.protocol_names import PASSKEY, RETRIEVAL
 
 NO_BOS = "no BOS token is added"
-PASSKEY, RETRIEVAL = "passkey", "retrieval"
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,9 @@ from fope_jax.report.results import DIGEST, DOCUMENTS_KEPT, documents_digest
 from fope_jax.report.rows import ReportError, Row, Run, flatten
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
 from fope_jax.storage.changeable_keys import is_changeable
+from fope_jax.storage.protocol_names import ON_TEXT
 
-# Protocols in the order of the page; others follow.
-ORDER = (
-    "same-tokens",
-    "sliding-window",
-    "chunks",
-    "document-resets",
-    "no-resets",
-    "long-window",
-    "from-start",
-)
+ORDER = ON_TEXT  # of the page; others follow
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
 PLACED_BY_LONGEST = ("same-tokens",)  # whose longest context says which tokens are scored
 BASELINE = "rope"  # what the others are compared with, if it is there

@@ -29,7 +29,10 @@ VARIANTS = {
     "nope": ("position.method=nope",),
 }
 RATES, SEED_OF_RATES = (2.5e-3, 5e-3, 1e-2), 100
-CHOSEN = dict.fromkeys(VARIANTS, 5e-3)  # not chosen yet: that of configs/recall.py
+CHOSEN = {
+    **dict.fromkeys(("rope", "fope", "floor"), 5e-3),
+    **dict.fromkeys(("alibi", "nope"), 2.5e-3),
+}
 TASK = (
     "data.tasks=copy=0.5,passkey=0.5",
     "train.length=128",

@@ -91,30 +91,37 @@ class Losses(NamedTuple):
         return minus(self.at(one, context), self.at(other, context))
 
 
-def accuracy(pattern: str, variant: str, contexts: Sequence[int], **wanted: Any) -> BySeed:
+def accuracy(
+    pattern: str, variant: str, contexts: Sequence[int], kind: str = "retrieval", **wanted: Any
+) -> BySeed:
     """Percent of trials that are right, over all ``contexts`` together."""
     fields = {"variant": variant} | wanted
-    rows = [row for c in contexts for row in select(pattern, "retrieval", context=c, **fields)]
+    rows = [row for c in contexts for row in select(pattern, kind, context=c, **fields)]
     return _by_seed(rows, lambda sums: sums.accuracy())
 
 
-class Recall(NamedTuple):
-    """Right answers of an experiment's variants in recall, by the names that stand on its page.
+class Answers(NamedTuple):
+    """Right answers of an experiment's variants, by the names that stand on its page.
 
     Attributes:
       pattern: of its files of rows.
       variants: the name of each in the rows.
       length, beyond: tokens of L, and of the contexts beyond it.
+      kind: of row.
+      wanted: fields of these rows, such as the task.
     """
 
     pattern: str
     variants: Mapping[str, str]
     length: int
     beyond: Sequence[int]
+    kind: str
+    wanted: Mapping[str, str]
 
     def right(self, name: str, *contexts: int) -> BySeed:
         """Percent of trials that are right, over all ``contexts`` together."""
-        return accuracy(self.pattern, self.variants[name], contexts, task="recall")
+        variant = self.variants[name]
+        return accuracy(self.pattern, variant, contexts, self.kind, **self.wanted)
 
     def apart(self, one: str, other: str) -> BySeed:
         """Points by which ``one`` answers more than ``other``, over all lengths beyond L."""
@@ -132,8 +139,22 @@ class Recall(NamedTuple):
 
     def trials(self) -> int:
         """Of a seed and length."""
-        fields = {"variant": "fope", "task": "recall", "context": self.length, "seed": 0}
-        return sum(row["total"] for row in select(self.pattern, "retrieval", **fields))
+        fields = {"variant": "fope", "context": self.length, "seed": 0} | self.wanted
+        return sum(row["total"] for row in select(self.pattern, self.kind, **fields))
+
+
+def recall(
+    pattern: str, variants: Mapping[str, str], length: int, beyond: Sequence[int]
+) -> Answers:
+    """Answers of the task recall."""
+    return Answers(pattern, variants, length, beyond, "retrieval", {"task": "recall"})
+
+
+def passkeys(
+    pattern: str, variants: Mapping[str, str], length: int, beyond: Sequence[int], template: str
+) -> Answers:
+    """Keys found, all depths together."""
+    return Answers(pattern, variants, length, beyond, "passkey", {"template": template})
 
 
 def late_loss(pattern: str, after: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import Recall, ends, mean
+from experiments.check.rows import ends, mean, recall
 
 ROWS = "recall_controls/results/*.jsonl"
 LENGTH = 64
@@ -18,7 +18,7 @@ VARIANTS = {
     "FoPE, phase 0": "fope-zero-phase",
     "FoPE": "fope",
 }
-RECALL = Recall(ROWS, VARIANTS, LENGTH, BEYOND)
+RECALL = recall(ROWS, VARIANTS, LENGTH, BEYOND)
 right, apart, extremes, trials = RECALL.right, RECALL.apart, RECALL.extremes, RECALL.trials
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import Recall, ends, late_loss, mean, minus
+from experiments.check.rows import ends, late_loss, mean, minus, recall
 
 ROWS = "recall_longer/results/*.jsonl"
 BEFORE = "recall_controls/results/*.jsonl"
@@ -13,7 +13,7 @@ BEYOND = (128, 256, 512, 1024)
 AFTER = 1_200  # updates of 1,500, whose losses choose no rate
 VARIANTS = {"RoPE": "rope", "series on all pairs": "series-all", "floor alone": "floor"}
 VARIANTS |= {"FoPE": "fope"}
-RECALL = Recall(ROWS, VARIANTS, LENGTH, BEYOND)
+RECALL = recall(ROWS, VARIANTS, LENGTH, BEYOND)
 EARLIER = RECALL._replace(pattern=BEFORE)
 right, apart, extremes, trials = RECALL.right, RECALL.apart, RECALL.extremes, RECALL.trials
 

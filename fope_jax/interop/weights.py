@@ -31,7 +31,7 @@ from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import FoPE, PositionEmbedding, fingerprint
 from fope_jax.storage.content import detect_content, has_gguf_magic, read_head
 from fope_jax.storage.files import read_json, write_json
-from fope_jax.storage.paths import expand_home, path_within
+from fope_jax.storage.paths import local_path, path_within
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
     unsupported key or value, tensors that are missing, unexpected, of another shape or not finite,
     a damaged file, an adapter, or another fingerprint; ImportError without safetensors.
     """
-    directory = Path(expand_home(directory))
+    directory = local_path(directory)
     config, position, extra_keys, exported_fingerprint, _ = import_config(directory)
     shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
@@ -176,7 +176,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
 
 def import_config(directory: str | Path) -> ImportedConfig:
     """Reads a checkpoint's config.json, and no tensor; raises like ``import_weights``."""
-    directory = Path(expand_home(directory))
+    directory = local_path(directory)
     path = directory / CONFIG
     if not path.is_file():
         what = "there is no such directory; hf:ORG/NAME takes one from the Hugging Face Hub"
@@ -351,7 +351,7 @@ def export_weights(
     Raises ValueError for an unsupported field, a dtype that is unknown or too narrow for a number,
     and tensors that are not finite, before writing anything; ImportError without safetensors.
     """
-    directory, extra_keys = Path(expand_home(directory)), dict(extra_keys or {})
+    directory, extra_keys = local_path(directory), dict(extra_keys or {})
     spellings = [key for key in ("dtype", "torch_dtype") if extra_keys.get(key)] or ["dtype"]
     dtype = dtype or extra_keys.get(spellings[0]) or config.param_dtype
     if dtype not in DTYPES:

@@ -382,6 +382,15 @@ def test_a_clone_without_git_lfs_is_named(tmp_path, name):
         import_weights(tmp_path)
 
 
+def test_a_bucket_makes_no_directory_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imported = import_weights(GOLDENS / "llama")
+    for act in (import_weights, lambda directory: export(directory, imported)):
+        with pytest.raises(ValueError, match="'gs://bucket/model'; accepted: a path of this mach"):
+            act("gs://bucket/model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
     with_config(tmp_path)
     with pytest.raises(

@@ -179,7 +179,7 @@ FAULTS = [
         "the same: rows without a checkpoint are dropped and come again",
         kill_between_rows_and_checkpoint,
         trials=4,
-        short=1,
+        short=0,
     ),
     Fault(
         "SIGTERM",

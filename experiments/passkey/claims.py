@@ -2,22 +2,64 @@
 
 from __future__ import annotations
 
-from experiments.check.claims import Page, Table, by_row
-from experiments.check.rows import late_loss
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import ends, late_loss, mean, minus, passkeys, starred
 
+LENGTH = 128
+TWICE, FOUR, EIGHT = 2 * LENGTH, 4 * LENGTH, 8 * LENGTH
+BEYOND = (256, 512, 1024, 2048)
 AFTER = 1_200  # updates of 1,500, whose losses choose no rate
-METHODS = {"RoPE": "rope", "FoPE": "fope", "floor alone": "floor", "ALiBi": "alibi", "NoPE": "nope"}
+VARIANTS = {"RoPE": "rope", "floor alone": "floor", "FoPE": "fope", "ALiBi": "alibi"}
+VARIANTS |= {"NoPE": "nope"}
+READ_AS = {f"RoPE, read as YaRN {n}": f"rope as yarn:factor={n}" for n in (2, 4)}
+KEYS = passkeys("passkey/results/*.jsonl", VARIANTS, LENGTH, BEYOND, "compact")
+UNTRAINED = KEYS._replace(pattern="passkey/read_as/*.jsonl", variants=READ_AS)
+right, apart, extremes, trials = KEYS.right, KEYS.apart, KEYS.extremes, KEYS.trials
+
+
+def cells(header: list[str], row: list[str]) -> list:
+    """Percent of keys found at each length, and the differences over those beyond L."""
+    name = row[0]
+    contexts = [int(column.replace(",", "")) for column in header[1:6]]
+    if name in READ_AS:
+        return [None, *(mean(UNTRAINED.right(name, c)) for c in contexts), "", ""]
+    others = ("RoPE", "floor alone")
+    differences = ["" if other == name else starred(apart(name, other), 1) for other in others]
+    return [None, *(mean(right(name, c)) for c in contexts), *differences]
+
+
+def depths(header: list[str], row: list[str]) -> list:
+    """Percent of keys found at each depth."""
+    name, length = row[0].rsplit(" at ", 1)
+    context = int(length.removesuffix("L")) * LENGTH
+    return [None, *(mean(at_depth(name, context, float(column))) for column in header[1:])]
+
+
+def at_depth(name: str, context: int, depth: float) -> dict[int, float]:
+    return KEYS._replace(wanted={"template": "compact", "depth": depth}).right(name, context)
+
+
+def early_over_late(name: str, context: int) -> tuple[float, float]:
+    """Points by which more is found at depth 0.1 than at 0.9."""
+    return ends(minus(at_depth(name, context, 0.1), at_depth(name, context, 0.9)))
 
 
 def rates(header: list[str], row: list[str]) -> list:
     """Nats per token of the training batches of the last 300 updates, by learning rate."""
-    name = METHODS[row[0]]
+    name = VARIANTS[row[0]]
     files = (f"passkey/rates/passkey_{name}-{float(column):g}.jsonl" for column in header[1:])
     return [None, *(late_loss(file, AFTER) for file in files)]
 
 
+CLAIMS: tuple[Claim, ...] = ()
+
 PAGE = Page(
     path="experiments/passkey/README.md",
-    tables=(Table(r"\|  \| 0.0025", by_row(rates), is_optional=True),),
+    claims=CLAIMS,
+    tables=(
+        Table(r"\|  \| 0.0025", by_row(rates)),
+        Table(r"\|  \| 128", by_row(cells), is_optional=True),
+        Table(r"\|  \| 0.1", by_row(depths), is_optional=True),
+    ),
     exempt_sections={"": "settings, times and one run that is not kept", "Rates": "settings"},
 )

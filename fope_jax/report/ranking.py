@@ -205,7 +205,10 @@ def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
         if (one, other) in differences and not differences[one, other].leaves_out_zero
     ]
     if similar:
-        text += f" Neighbours in the ranking that are not told apart: {'; '.join(similar)}."
+        text += (
+            " Neighbours in the ranking whose difference is not resolved (the interval holds 0): "
+            f"{'; '.join(similar)}."
+        )
     return text
 
 

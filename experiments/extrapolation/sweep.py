@@ -3,8 +3,7 @@
     fope sweep experiments/extrapolation/sweep.py --workdir runs/length \\
         --results experiments/extrapolation/results
 
-Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L), parents=all (or rope,
-fope), extensions=all (or one, such as yarn16).
+Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L).
 
 "yarn" is stretched to what it trains at, factor 2; "yarn16" to the longest context that is scored,
 without a temperature, as the paper has it. On FoPE the paper clips first ("yarn16-after-clip");
@@ -43,17 +42,12 @@ def base(method, seed, steps):
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, steps=1000, parents="all", extensions="all")
+    arg = parse_arg(arg, seeds=3, steps=1000)
     runs = []
     for seed, method in product(seed=range(arg.seeds), method=EXTENSIONS):
-        if arg.parents not in ("all", method):
-            continue
         parent = base(method, seed, arg.steps)
         runs.append(parent)
         for extension in EXTENSIONS[method]:
-            if arg.extensions in ("all", extension):
-                name = f"{method}_{extension}_{seed}"
-                way = METHODS.get(extension, extension)
-                more = knobs(method, extension)
-                runs.append(Extend(name, parent.name, way, 2 * LENGTH, more))
+            name, way = f"{method}_{extension}_{seed}", METHODS.get(extension, extension)
+            runs.append(Extend(name, parent.name, way, 2 * LENGTH, knobs(method, extension)))
     return runs

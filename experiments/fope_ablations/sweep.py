@@ -3,8 +3,8 @@
     fope sweep experiments/fope_ablations/sweep.py --workdir runs/ablations --jobs 2 \\
         --results experiments/fope_ablations/results
 
-Arguments: seeds=3, only=all (or one variant, such as fope-no-floor). The RoPE and FoPE runs are
-those of experiments/tournament where that sweep has the same workdir.
+Argument: seeds=3. The RoPE and FoPE runs are those of experiments/tournament where that sweep has
+the same workdir.
 """
 
 from fope_jax.config import parse_arg
@@ -38,7 +38,7 @@ VARIANTS = {
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, only="all")
+    arg = parse_arg(arg, seeds=3)
     return [
         Train(
             f"books_{label}_{seed}",
@@ -46,5 +46,4 @@ def get_sweep(arg=""):
             (*VARIANTS[label], f"name={label}", "evaluate.passkey_trials=0"),
         )
         for seed, label in product(seed=range(arg.seeds), label=VARIANTS)
-        if arg.only in ("all", label)
     ]

@@ -4,7 +4,7 @@
     fope sweep experiments/qk_norm/sweep.py --workdir runs/qk_norm --jobs 2 \\
         --results experiments/qk_norm/results
 
-Arguments: seeds=3, first_seed=0.
+Argument: seeds=3.
 
 The paper's Table 2 on the books of the quickstart: RoPE, RoPE with each frequency moved to the
 nearest that turns a whole number of times in L tokens, NoPE, and FoPE, which the paper's table
@@ -28,14 +28,12 @@ NORMS = {"": (), "-qk-norm": ("model.qk_norm=head",)}
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, first_seed=0)
+    arg = parse_arg(arg, seeds=3)
     return [
         Train(
             f"books_{method}{norm}_{seed}",
             f"configs/quickstart.py:seed={seed}",
             (*METHODS[method], *NORMS[norm], f"name={method}{norm}", "evaluate.passkey_trials=0"),
         )
-        for seed, method, norm in product(
-            seed=range(arg.first_seed, arg.seeds), method=METHODS, norm=NORMS
-        )
+        for seed, method, norm in product(seed=range(arg.seeds), method=METHODS, norm=NORMS)
     ]

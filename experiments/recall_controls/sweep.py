@@ -3,8 +3,7 @@
     fope sweep experiments/recall_controls/sweep.py --workdir runs/recall_controls --jobs 2 \\
         --results experiments/recall_controls/results
 
-Arguments: seeds=10 of FoPE and of the floor alone, controls=5 the most of the others, steps=1500,
-first_seed=0 and only=all (or one variant, such as fope-zero-phase) for a part of the runs.
+Arguments: seeds=10 of FoPE and of the floor alone, controls=5 the most of the others, steps=1500.
 
 The task, model and updates of the tournament's recall. Each seed has trials of its own, the same
 for all variants. Stated before the runs, and tested pair by pair over the lengths beyond L
@@ -42,7 +41,7 @@ PAIR, FIRST, SECOND, THIRD, LAST = (
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=10, controls=5, steps=1500, first_seed=0, only="all")
+    arg = parse_arg(arg, seeds=10, controls=5, steps=1500)
     first, further = range(min(arg.seeds, arg.controls)), range(arg.controls, arg.seeds)
     # In this order, so that a sweep that is cut short has what was asked first.
     wanted = [
@@ -64,5 +63,4 @@ def get_sweep(arg=""):
             ),
         )
         for seed, label in wanted
-        if seed >= arg.first_seed and arg.only in ("all", label)
     ]

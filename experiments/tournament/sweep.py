@@ -3,7 +3,7 @@
     fope sweep experiments/tournament/sweep.py --workdir runs/tournament --jobs 2 \\
         --results experiments/tournament/results
 
-Arguments: seeds=3, only=books|recall (both without it).
+Argument: seeds=3. With `--only "books_*"` or `--only "recall_*"` one of the tasks.
 
 Every method gets the same text in the same order and the same updates. One that is not defined
 beyond L (a learned table) is left out, and so are the scalings of RoPE, which belong to a change of
@@ -41,16 +41,14 @@ VARIANTS = {
 
 
 def get_sweep(arg=""):
-    arg = parse_arg(arg, seeds=3, only="")
+    arg = parse_arg(arg, seeds=3)
     runs = []
     for seed, label in product(seed=range(arg.seeds), label=VARIANTS):
         overrides = (*VARIANTS[label], f"name={label}")
-        if arg.only in ("", "books"):
-            config = f"configs/quickstart.py:seed={seed}"
-            books = (*overrides, "evaluate.passkey_trials=0")
-            runs.append(Train(f"books_{label}_{seed}", config, books))
-        if arg.only in ("", "recall"):
-            config = f"configs/recall.py:seed={seed}"
-            recall = tuple(o.replace("init_length=128", "init_length=64") for o in overrides)
-            runs.append(Train(f"recall_{label}_{seed}", config, recall))
+        books = (*overrides, "evaluate.passkey_trials=0")
+        recall = tuple(o.replace("init_length=128", "init_length=64") for o in overrides)
+        runs += [
+            Train(f"books_{label}_{seed}", f"configs/quickstart.py:seed={seed}", books),
+            Train(f"recall_{label}_{seed}", f"configs/recall.py:seed={seed}", recall),
+        ]
     return runs

@@ -16,6 +16,7 @@ from fope_jax.command_line.common import (
     local_path,
     option,
     print_once,
+    split_commas,
     verb,
 )
 from fope_jax.storage.directories import check_output
@@ -176,9 +177,17 @@ def train(arguments: argparse.Namespace) -> None:
     option(
         "--workdir", type=local_path, required=True, metavar="DIR", help="each run gets one here"
     ),
+    option(
+        "--only",
+        metavar="NAME,...",
+        help="a part of the runs, by names or patterns such as 'rope_*', and what they extend",
+    ),
     option("--jobs", type=int, default=1, help="runs at once; they share the cores (1)"),
     option(
-        "--results", type=local_path, metavar="DIR", help="keep each run's rows as DIR/NAME.jsonl"
+        "--results",
+        type=local_path,
+        metavar="DIR",
+        help="keep each run's rows as DIR/NAME.jsonl; of --only not those of what they extend",
     ),
     option("--dry-run", action="store_true", help="print the commands and do nothing"),
 )
@@ -188,6 +197,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     examples:
       fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
       fope sweep experiments/extrapolation/sweep.py:seeds=1 --workdir runs/one_seed --jobs 2
+      fope sweep experiments/extrapolation/sweep.py --workdir runs/part --only 'rope_*_0,fope_0'
 
     The same command again leaves out what is done and goes on with the rest. Each run writes a log,
     DIR/NAME.log. At the end stands the verdict; every table and figure is in DIR/report/index.html.
@@ -198,9 +208,14 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fope_jax.report.tables import text_tables
     from fope_jax.report.verdict import verdict
     from fope_jax.sweep.queue import run_sweep
-    from fope_jax.sweep.runs import load_sweep
+    from fope_jax.sweep.runs import choose, load_sweep, with_parents
 
     planned, workdir = load_sweep(arguments.sweep), arguments.workdir
+    chosen = planned
+    if arguments.only is not None:
+        chosen = choose(planned, split_commas(arguments.only))
+        planned = with_parents(chosen, planned)
+    names = {run.name for run in chosen}
     if arguments.dry_run:
         for run in planned:
             print(shlex.join(["fope", *run.command(workdir)]))
@@ -211,7 +226,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         check_output(arguments.results, "the rows of the runs")
 
     def keep(name: str) -> None:
-        if arguments.results:
+        if arguments.results and name in names:
             write_results(read_run(workdir / name), arguments.results / f"{name}.jsonl")
 
     run_sweep(planned, workdir, jobs=arguments.jobs, keep=keep)

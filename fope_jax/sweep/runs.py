@@ -14,6 +14,7 @@ A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -156,6 +157,30 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
         raise ConfigError("the sweep has no runs")
     _check_names(planned.values())
     return list(planned.values())
+
+
+def choose(planned: Sequence[PlannedRun], patterns: Sequence[str]) -> list[PlannedRun]:
+    """The runs whose names match one of the shell patterns, such as ``rope_*``, in their order.
+
+    Raises:
+      ConfigError: a pattern that no name matches.
+    """
+    names = [run.name for run in planned]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(
+                f"no run of the sweep is called {pattern!r}; runs: {', '.join(names)}"
+            )
+    return [run for run in planned if any(fnmatch.fnmatchcase(run.name, p) for p in patterns)]
+
+
+def with_parents(chosen: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The chosen runs of a sweep and those that they extend, parents first."""
+    needed: set[str] = set()
+    for run in reversed(planned):
+        if run in chosen or run.name in needed:
+            needed |= {run.name} | ({run.parent} if run.parent else set())
+    return [run for run in planned if run.name in needed]
 
 
 def _check_names(planned: Iterable[PlannedRun]) -> None:

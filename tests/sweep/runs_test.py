@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,16 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
-from fope_jax.sweep.runs import Extend, Train, check_sweep, load_sweep, product, zipped
+from fope_jax.sweep.runs import (
+    Extend,
+    Train,
+    check_sweep,
+    choose,
+    load_sweep,
+    product,
+    with_parents,
+    zipped,
+)
 
 QUICK = "configs/quickstart.py"
 
@@ -53,6 +63,57 @@ def test_every_run_has_its_experiment_and_its_command():
         "index",
         "--config.train.steps=7",
     ]
+
+
+def test_a_part_is_what_is_named_and_what_that_extends():
+    runs = [
+        Train(f"{method}_{seed}", f"{QUICK}:seed={seed}", (f"name={method}",))
+        for seed, method in product(seed=(0, 1), method=("rope", "nope"))
+    ]
+    runs += [
+        Extend("rope_yarn_1", "rope_1", "yarn", 256),
+        Extend("again_1", "rope_yarn_1", "same", 512),
+    ]
+    planned = check_sweep(runs)
+
+    def names(*patterns):
+        chosen = choose(planned, patterns)
+        return [[run.name for run in part] for part in (chosen, with_parents(chosen, planned))]
+
+    assert names("nope_*") == [["nope_0", "nope_1"]] * 2
+    assert names("again_*", "nope_0") == [
+        ["nope_0", "again_1"],
+        ["nope_0", "rope_1", "rope_yarn_1", "again_1"],
+    ]
+    with pytest.raises(
+        ConfigError, match="no run of the sweep is called 'fope_.*'; runs: rope_0, "
+    ):
+        names("nope_0", "fope_*")
+
+
+def test_the_rows_of_what_is_extended_are_not_written_again(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "sweep.py"
+    path.write_text(
+        "from fope_jax.sweep import Extend, Train\n"
+        f"def get_sweep(arg=''): return [Train('a', {QUICK!r}), Extend('b', 'a', 'yarn', 256)]\n"
+    )
+    command = ["sweep", str(path), "--workdir", str(tmp_path / "w"), "--only", "b"]
+    assert main([*command, "--dry-run"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("fope train") and second.startswith("fope extend")
+    kept = []
+    for name, stand_in in {
+        "fope_jax.sweep.queue.run_sweep": lambda planned, workdir, *, jobs, keep: [
+            keep(run.name) for run in planned
+        ],
+        "fope_jax.report.results.write_results": lambda run, path: kept.append(path.name),
+        "fope_jax.report.rows.read_run": lambda path: SimpleNamespace(path=path),
+        "fope_jax.report.verdict.verdict": lambda runs: SimpleNamespace(text=lambda: "done"),
+        "fope_jax.command_line.train._page_of_sweep": lambda workdir, runs: workdir,
+    }.items():
+        monkeypatch.setattr(name, stand_in)
+    assert main([*command, "--results", str(tmp_path / "results")]) == 0
+    assert kept == ["b.jsonl"]
 
 
 A = Train("a", QUICK)

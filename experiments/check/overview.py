@@ -289,7 +289,6 @@ ITEMS = Page(
             "it leaves out 0)",
             "Intervals are 95%",
             "the paper's factor 16**, no longer with factor 2 alone",
-            "for seeds 1 and 2",
         ],
         "the paper's numbers": ["in the paper by 0.17"],
     },

@@ -83,6 +83,8 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
         if key not in values:
             raise ConfigError(f"config.{key} is missing")
     top = {key: convert(key, values[key], kind) for key, kind in TOP_LEVEL.items()}
+    if not top["name"].strip():
+        raise ConfigError(f"config.name = {top['name']!r}; accepted: a name that is not empty")
     sections = {
         name: _build_section(name, cls, values.get(name, {})) for name, cls in SECTIONS.items()
     }

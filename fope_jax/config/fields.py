@@ -64,14 +64,31 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     """Converts list to tuple and int to float; raises ConfigError if the type is not ``kind``."""
     is_accepted, result = _convert(value, kind)
     if not is_accepted:
-        name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
-        name = name or str(kind).replace("typing.", "").replace("NoneType", "None")
-        raise ConfigError(f"config.{key} = {value!r}{_found(value, kind)}; accepted: {name}")
+        accepted = "True or False" if kind is bool else type_text(kind)
+        raise ConfigError(f"config.{key} = {value!r}{_found(value, kind)}; accepted: {accepted}")
     return result
+
+
+def type_text(kind: Any) -> str:
+    """A type as a user reads it.
+
+    >>> [type_text(kind) for kind in (int | None, tuple[str, ...], Literal["a", "b"])]
+    ['int or none', 'list of str', 'a or b']
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in _UNIONS:
+        return " or ".join(map(type_text, args))
+    if origin is Literal:
+        return " or ".join(map(str, args))
+    if origin is tuple:
+        return f"list of {type_text(args[0])}"
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
 
 
 def _found(value: Any, kind: Any) -> str:
     """What is wrong with a value of another kind: its type, or its first item of another kind."""
+    if typing.get_origin(kind) is Literal and isinstance(value, str):
+        return nearest(value, map(str, typing.get_args(kind)))
     if isinstance(value, (list, tuple)) and typing.get_origin(kind) is tuple:
         (accepted, *_) = typing.get_args(kind)
         wrong = next(item for item in value if not _convert(item, accepted)[0])
@@ -148,8 +165,8 @@ def check_fields(config: Any, *rules: tuple[str, Callable[[Any], bool], str]) ->
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """`` (nearest: KEY)`` or "": the only key of this name in another section, or a likely one."""
+    """`` (nearest: KEY)`` or "": a likely key, or the only one of this name in another section."""
     known, leaf = list(known), key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == leaf]
-    found = (same[0] if len(same) == 1 else None) if same else likely(key, known)
+    found = likely(key, known) or (same[0] if len(same) == 1 else None)
     return f" (nearest: {found})" if found else ""

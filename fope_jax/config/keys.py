@@ -9,13 +9,11 @@ import dataclasses
 import inspect
 import re
 import textwrap
-import types
-import typing
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from fope_jax.config.experiment import SCHEDULE_KEYS, SECTIONS, TOP_LEVEL, Experiment, knob_source
-from fope_jax.config.fields import ConfigError, field_types, nearest
+from fope_jax.config.fields import ConfigError, field_types, nearest, type_text
 from fope_jax.position.registry import METHODS, PRESETS, SCALINGS
 from fope_jax.report.markdown import markdown_table
 from fope_jax.storage.changeable_keys import is_changeable
@@ -133,22 +131,6 @@ def _default(field: dataclasses.Field, is_knob: bool) -> str | None:
     if isinstance(default, tuple):
         return ", ".join(map(str, default)) or "empty"
     return "none" if default is None else str(default) or "empty"
-
-
-def type_text(kind: Any) -> str:
-    """A type as a user reads it.
-
-    >>> [type_text(kind) for kind in (int | None, tuple[str, ...], Literal["a", "b"])]
-    ['int or none', 'list of str', 'a or b']
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(type_text, args))
-    if origin is Literal:
-        return " or ".join(map(str, args))
-    if origin is tuple:
-        return f"list of {type_text(args[0])}"
-    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
 
 
 # ---------------------------------------------------------------------------- shown

@@ -143,12 +143,12 @@ def test_the_training_length_is_stated_once(spec):
         (f"train.learning_rate=1{'0' * 400}", r"learning_rate = 10+ is int; accepted: float"),
         ("train.steps=true", r"config.train.steps = True is bool; accepted: int"),
         ("train.steps", r"'train.steps' has no value \(form: --config.train.steps=100\)"),
-        ("train.gradient_clip=a", r"gradient_clip = 'a' is str; accepted: float \| None"),
-        ("train.schedule=cosin", r"schedule = 'cosin' is str; accepted: .*'cosine', 'constant'"),
-        (
-            "evaluate.lengths=1,x",
-            r"lengths = \(1, 'x'\): 'x' is str; accepted: tuple\[int \| float",
-        ),
+        ("train.gradient_clip=a", r"gradient_clip = 'a' is str; accepted: float or none"),
+        ("train.schedule=cosin", r"= 'cosin' \(nearest: cosine\); accepted: cosine or constant"),
+        ("evaluate.lengths=1,x", r"\(1, 'x'\): 'x' is str; accepted: list of int or float"),
+        ("evaluate.length=1", r"config.evaluate.length is unknown \(nearest: evaluate.lengths\)"),
+        ("evaluate.random_positions=yes", r"= 'yes' is str; accepted: True or False"),
+        ("name=", r"config.name = ''; accepted: a name that is not empty"),
         ("position.sigma=big", r"config.position.sigma = 'big' is str; accepted: float"),
         ("train.steps=0", r"config.train: steps = 0; accepted: an integer of 1 or more"),
         ("train.accumulate=3", r"accumulate = 3; accepted: a divisor of batch_size = 4"),
@@ -167,7 +167,7 @@ def test_the_training_length_is_stated_once(spec):
         ("model.head_dim=7", r"config.position: .*7.*even"),
         ("model.windows=8,none,none,none,none", r"with windows of 5 after 5: num_layers="),
         ("model.windows=8,0", r"windows\[1\]=0: .*\(None for all\) must be 1 or more"),
-        ("data.packing=none", r"packing = 'none' is str; accepted: .*'documents', 'windows'"),
+        ("data.packing=none", r"config.data.packing = 'none'; accepted: documents or windows"),
     ],
 )
 def test_a_wrong_override_says_what_is_accepted(spec, override, message):
@@ -181,7 +181,7 @@ def test_a_wrong_override_says_what_is_accepted(spec, override, message):
         ("train.stpes", r"config.train.stpes is unknown \(nearest: train.steps\)"),
         ("evalute", r"config.evalute is unknown"),
         ("train.steps", r"config.train.steps = '5' is str; accepted: int"),
-        ("data.excluded_books", r"excluded_books = '5' is str; accepted: tuple\[str, ...\]"),
+        ("data.excluded_books", r"excluded_books = '5' is str; accepted: list of str"),
     ],
 )
 def test_a_wrong_key_or_type_in_the_file_fails(tmp_path, change, message):
@@ -311,7 +311,7 @@ def test_stages_follow_from_the_first_lengths(spec):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("32", r"first_lengths = \(32,\): 32 is int; accepted: tuple\[str, ...\]"),
+        ("32", r"first_lengths = \(32,\): 32 is int; accepted: list of str"),
         ("32:4", r"first_lengths = '32:4'; accepted: 'length=updates', 1 update or more of seq"),
         ("32=0", r"first_lengths = '32=0'; accepted: 'length=updates', 1 update or more"),
         ("128=2", r"'128=2'; accepted: .* of sequences shorter than length = 128"),

@@ -6,6 +6,7 @@ import math
 
 from fope_jax.model.config import TransformerConfig
 from fope_jax.position.base import Layer, PositionEmbedding
+from fope_jax.position.checks import check_hashable
 
 
 def layer_pattern(config: TransformerConfig, position: PositionEmbedding) -> tuple[Layer, ...]:
@@ -13,7 +14,7 @@ def layer_pattern(config: TransformerConfig, position: PositionEmbedding) -> tup
 
     The method repeats after ``len(position.layers())`` layers and ``config.windows`` after their
     number; P is their least common multiple. ValueError if P does not divide the number of layers,
-    or if method and configuration both limit what a query sees.
+    if method and configuration both limit what a query sees, or for a knob that is a list or array.
 
     >>> from fope_jax.position import ALiBi, ByLayer, NoPE, RoPE
     >>> sizes = dict(vocab_size=8, d_model=8, num_layers=8, num_heads=2, mlp_dim=8)
@@ -23,6 +24,7 @@ def layer_pattern(config: TransformerConfig, position: PositionEmbedding) -> tup
     >>> [type(layer.method).__name__ for layer in layer_pattern(config, ByLayer((RoPE(), NoPE())))]
     ['RoPE', 'NoPE', 'RoPE', 'NoPE']
     """
+    check_hashable(position)
     layers, windows, name = position.layers(), config.windows, type(position).__name__
     period = math.lcm(len(layers), max(1, len(windows)))
     if config.num_layers % period:

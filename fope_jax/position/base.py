@@ -259,6 +259,8 @@ def bias_at(
     def of_one_head(variables: Variables) -> Array:
         try:
             bias = method.bias(variables, q_positions, k_positions)
+            if {n for value in variables.values() for n in jnp.shape(value)} & set(block) - {1}:
+                _check_other_block(method, variables, q_positions, k_positions)
         except (TypeError, ValueError) as error:
             if not variables or "broadcast" not in str(error):
                 raise
@@ -281,6 +283,23 @@ def bias_at(
     if all(axis is None for axis in heads.values()):
         return of_one_head(variables)[:, None]
     return jax.vmap(of_one_head, in_axes=(heads,), out_axes=1)(variables)
+
+
+def _check_other_block(
+    method: PositionEmbedding, variables: Variables, q_positions: Array, k_positions: Array
+) -> None:
+    """Raises as ``bias`` does for a block in which no axis is as long as one of a variable.
+
+    A variable of all heads would otherwise be taken for one of all keys where there are as many.
+    """
+    taken = {n for value in variables.values() for n in jnp.shape(value)}
+    larger = max(taken) + 1
+
+    def resized(positions: Array) -> jax.ShapeDtypeStruct:
+        shape = tuple(n + larger if n in taken - {1} else n for n in positions.shape)
+        return jax.ShapeDtypeStruct(shape, positions.dtype)
+
+    jax.eval_shape(method.bias, variables, resized(q_positions), resized(k_positions))
 
 
 def _as_float32(value: Array) -> Array:

@@ -34,6 +34,23 @@ def check_switches(method: Any) -> None:
             raise ValueError(f"{field.name}={value!r}: expected True or False")
 
 
+def check_hashable(method: Any) -> None:
+    """Raises ValueError for a knob that is a list or an array.
+
+    Flax and `jax.jit` compare and hash a method to tell programs apart, which neither allows.
+    """
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        try:
+            hash(value)
+        except TypeError:
+            raise ValueError(
+                f"{type(method).__name__}.{field.name} = {value!r:.80} is a "
+                f"{type(value).__name__}; accepted: a number, a text, a method or scaling, None, "
+                "or a tuple of these"
+            ) from None
+
+
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite in float32 and ``least`` or more."""
     check_number(name, value, meaning)

@@ -114,7 +114,16 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
     imported (None: any); modules imported earlier need no permission. Raises ValueError for an
     unknown name (with the nearest known one), a forbidden or failing import, or a missing class.
     """
+    if not isinstance(name, str):
+        example = {"method": "rope", "scaling": "yarn"}[key]
+        raise ValueError(f"{key} = {name!r}; accepted: a name such as {example!r}")
     module, colon, path = name.partition(":")
+    if key == "method" and name not in METHODS and name in SCALINGS:
+        knobs = "".join(f", {knob!r}: .." for knob in required_knobs(SCALINGS[name]))
+        raise ValueError(
+            f"{name!r} is a scaling of the frequencies of a method such as 'rope', whose knob "
+            f"scaling takes it: [{{'scaling': {name!r}{knobs}}}]"
+        )
     if not colon:
         kind = {"method": "position embedding", "scaling": "scaling"}[key]
         return find(kind, name, _REGISTRIES[key])

@@ -1,6 +1,7 @@
 """Windows, chunks, sinks, a second version for far keys and running sums, in every path."""
 
 import functools
+from dataclasses import make_dataclass
 
 import hypothesis
 import jax
@@ -419,6 +420,14 @@ def test_a_running_bias_refuses_rows_that_are_not_stored_by_position():
 def test_windows_that_cannot_be_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         layer_pattern(TransformerConfig(**SIZES, num_layers=4, **change), NoPE())
+
+
+@pytest.mark.parametrize("slopes", [[1.0] * 4, np.ones(4)], ids=["list", "array"])
+def test_a_knob_that_cannot_be_hashed_is_named(slopes):
+    """Flax would say "unhashable type" alone, while it makes the model."""
+    cls = make_dataclass("Own", [("slopes", object)], bases=(NoPE,), frozen=True)
+    with pytest.raises(ValueError, match=r"Own.slopes = .* is a (list|ndarray); accepted: a num"):
+        layer_pattern(TransformerConfig(**SIZES, num_layers=4), cls(slopes))
 
 
 def test_a_window_is_stated_once():

@@ -88,6 +88,11 @@ ERRORS = {
     "theta of FoPE": (lambda: FoPE(64, theta=-1.0), "theta=-1.0.*above 0"),
     "theta of Sinusoidal": (lambda: Sinusoidal(theta=0), "theta=0.*above 0"),
     "unknown method": (lambda: make("rop"), "unknown position embedding 'rop'.*mean 'rope'"),
+    "a scaling for a method": (
+        lambda: make("yarn"),
+        r"'yarn' is a scaling .* 'rope', .*: \[\{'scaling': 'yarn', 'factor': .., 'original_l",
+    ),
+    "a class for a name": (lambda: make(RoPE), "method = <class .*RoPE'>; accepted: a name"),
     "unknown knob": (lambda: make("rope", thta=1.0), "unknown knob 'thta' of rope.*mean 'theta'"),
     "unknown preset": (
         lambda: make("fope", preset="oficial", training_length=8),
@@ -303,7 +308,8 @@ ERRORS = {
         "PositionInterpolation and YaRN.*keep one",
     ),
     "no tuple": (lambda: RoPE(scaling=NTKAware(2.0)), r"expected a tuple.*write \(NTKAware"),
-    "no scaling": (lambda: RoPE(scaling=("yarn",)), "scaling holds 'yarn'"),
+    "no scaling": (lambda: RoPE(scaling=("yarn",)), r"scaling holds 'yarn': .*\{'scaling': 'ntk'"),
+    "the name of a scaling": (lambda: RoPE(scaling="yarn"), "scaling holds 'yarn'"),
     "unknown scaling": (lambda: make_scaling("yarm", factor=2.0), "unknown scaling 'yarm'.*'yarn'"),
     "knob of a scaling": (lambda: make_scaling("ntk", s=2.0), "unknown knob 's' of ntk"),
     "scaling without its knob": (lambda: make_scaling("ntk"), "ntk needs the knob 'factor'"),

@@ -110,10 +110,13 @@ def check_chain(scaling: Any) -> tuple[Scaling, ...]:
     """The chain as a tuple; ValueError for a non-scaling, a repeated one, or two that stretch."""
     if isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling}: expected a tuple of scalings, write ({scaling},)")
-    chain = tuple(scaling)
+    chain = (scaling,) if isinstance(scaling, str) else tuple(scaling)
     for step in chain:
         if not isinstance(step, Scaling):
-            raise ValueError(f"scaling holds {step!r}: expected scalings such as YaRN(...)")
+            raise ValueError(
+                f"scaling holds {step!r}: expected scalings such as NTKAware(4.0), in a "
+                "configuration [{'scaling': 'ntk', 'factor': 4.0}]"
+            )
     names = [type(step).__name__ for step in chain]
     for name in names:
         if names.count(name) > 1:

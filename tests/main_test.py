@@ -307,10 +307,12 @@ def test_the_spectra_of_a_run_are_measured_and_shown(unbroken, capsys):
     ("arguments", "message"),
     [
         ([], "name a run, or --demo"),
-        (["--demo"], "--demo takes no run, and -o for the directory of its page"),
+        (["--demo"], "--demo needs -o, the directory of its page"),
+        (["run", "--demo", "-o", "page"], "run: --demo needs no run; leave one of the two out"),
         (["run", "--lengths", "1,x"], "--lengths 1,x: 'x' is no whole number"),
         (["gs://bucket/run"], "gs://bucket/run is in a bucket: give -o, a directory of this"),
         (["nowhere"], "nowhere is no run: there is no such directory"),
+        (["hf:a/b"], "hf:a/b is no run: it names weights; `fope import hf:a/b --workdir RUN`"),
     ],
 )
 def test_spectra_that_cannot_be_measured_say_why(tmp_path, monkeypatch, capsys, arguments, message):
@@ -479,6 +481,10 @@ def test_methods_are_listed_and_written_into_a_file(tmp_path, capsys):
         (["methods", "--write", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
         (["methods", "--write", "README"], "README: the tables of methods go between one line"),
         (["gallery", "-o", "out", "--methods", "roap"], "'roap'; did you mean 'rope'? Known: nope"),
+        (
+            ["gallery", "-o", "out", "--methods", "nope,roap"],
+            "'roap'; did you mean 'rope'? Known: n",
+        ),
         (["gallery", "-o", "README/out", "--methods", "nope"], "cannot write the gallery to"),
     ],
 )

@@ -30,8 +30,10 @@ def config(arguments: argparse.Namespace) -> None:
       fope config --keys position.fope
       fope config --keys --markdown
     """
-    if (arguments.config is None) == (arguments.keys is None):
+    if arguments.config is None and arguments.keys is None:
         arguments.parser.error("one of --config and --keys is required")
+    if arguments.config is not None and arguments.keys is not None:
+        arguments.parser.error("--keys lists the keys of every configuration; leave --config out")
     if arguments.config is None and arguments.overrides:
         arguments.parser.error(f"{arguments.overrides[0]} changes a value of --config FILE")
     from fope_jax.config import experiment_to_dict, flat_values

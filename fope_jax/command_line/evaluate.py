@@ -122,8 +122,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
                   answer, F1, exact match; with "choices": [..], which is the most likely
 
     --as takes what `fope extend --method` takes for the run's position embedding, and refuses the
-    rest. Its rows stand in the run's metrics.jsonl as those of a variant, "RUN as METHOD", beside
-    the run's own, in the report and in the verdict.
+    rest; a method of your own is MODULE:CLASS or MODULE:CLASS:KNOB=VALUE. Its rows stand in the
+    run's metrics.jsonl as those of a variant, "RUN as METHOD", beside the run's own, in the report
+    and in the verdict.
 
     Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any
     value of the run's evaluate section can be changed for one call, as above; config.json stays as
@@ -223,8 +224,10 @@ def spectrum(arguments: argparse.Namespace) -> None:
 
     out = arguments.out
     if arguments.demo:
-        if arguments.run or not out:
-            raise ValueError("--demo takes no run, and -o for the directory of its page")
+        if arguments.run:
+            raise ValueError(f"{arguments.run}: --demo needs no run; leave one of the two out")
+        if not out:
+            raise ValueError("--demo needs -o, the directory of its page")
         check_output(out, "the demo")
         from fope_jax.spectrum.demo import demo
 

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
+from fope_jax.command_line.common import (
+    RUNS_HELP,
+    group,
+    local_path,
+    option,
+    out,
+    split_commas,
+    verb,
+)
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket, is_in_bucket
 from fope_jax.storage.run_paths import split_step
@@ -192,4 +200,7 @@ def gallery(arguments: argparse.Namespace) -> None:
     from fope_jax.gallery.page import write_gallery
 
     check_output(arguments.out, "the gallery")
-    print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")
+    labels = arguments.methods and [
+        label for word in arguments.methods for label in split_commas(word)
+    ]
+    print(f"gallery in {write_gallery(gallery_rows(labels), arguments.out)}")

@@ -83,9 +83,16 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
             raise CorpusError(
                 f"{field}: {path} is neither {', '.join(_SUFFIXES)}, one of these with .gz, nor"
                 f" {parquet.SUFFIX}"
-                f"{_CONVERSIONS.get(path.suffix.lower(), '')}"
+                f"{_advice(path)}"
             )
     return sorted(files)
+
+
+def _advice(path: Path) -> str:
+    """How a file that does not end like a text file becomes one, as the end of a message."""
+    if has_text_suffix(path.with_name(path.name.lower())):
+        return "; endings are in small letters: rename it"
+    return _CONVERSIONS.get(path.suffix.lower(), "")
 
 
 def has_text_suffix(path: Path) -> bool:

@@ -39,8 +39,8 @@ def text_name(source: str) -> str:
     is_named = equals and glob and _NAME.fullmatch(name) and name not in (*PACKAGES, *SPLITS)
     if not (known or is_named):
         raise ValueError(
-            f"text {source!r}; accepted: {', '.join(PACKAGES)}, or NAME=GLOB of .txt or .jsonl "
-            f"files with a NAME of letters and digits that is none of {', '.join(SPLITS)}"
+            f"text {source!r}; accepted: {', '.join(PACKAGES)}, or NAME=GLOB of .txt, .jsonl or "
+            f".parquet files with a NAME of letters and digits that is none of {', '.join(SPLITS)}"
         )
     return name
 

@@ -107,6 +107,6 @@ def choose(
     if labels is None:
         return known
     return {
-        label: make(label, allow=None) if ":" in label else find("example", label, known)
+        label: make(label, allow=None) if ":" in label else find("method", label, known)
         for label in labels
     }

@@ -110,6 +110,10 @@ def write_between_markers(path: Path, markdown: str) -> bool:
 
     Raises MarkersError, leaving the file unchanged, or OSError.
     """
+    if not path.is_file():
+        raise MarkersError(
+            f"{path} is no file; the tables are written into one between {BEGIN} and {END}"
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -100,7 +100,8 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--allow-shorter",
         action="store_true",
-        help="take a length that is not above the parent's; --no-train takes it without",
+        help="take a length below the parent's, or another position embedding at its own; "
+        "--no-train takes both without",
     )
     verb.add_argument(
         "--optimizer",
@@ -193,6 +194,10 @@ def parse_arguments(
         advice = "a configuration value is given as --config.train.steps=100"
         if hasattr(arguments, "config") and _CONFIG_FILE.match(stranger):
             advice = f"a configuration is given as --config {stranger}"
+        elif not stranger.startswith("-"):
+            advice = (
+                "one more than the verb takes; several values of an option are joined by commas"
+            )
         getattr(arguments, "parser", parser).error(f"unknown argument {stranger!r} ({advice})")
     arguments.overrides = overrides
     return arguments

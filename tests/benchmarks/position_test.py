@@ -166,7 +166,7 @@ def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypat
 
 def test_a_users_error_is_one_line(capsys):
     assert main(["phases", "--methods", "roap"]) == 2
-    assert "unknown example 'roap'; did you mean 'rope'?" in capsys.readouterr().err
+    assert "unknown method 'roap'; did you mean 'rope'?" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["cost", "--rounds", "0"])
     assert "'0': expected an integer of 1 or more" in capsys.readouterr().err

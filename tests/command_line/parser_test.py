@@ -128,7 +128,14 @@ def test_a_value_that_is_left_out_is_named(rest, capsys):
             "a configuration is given as --config configs/a.py:smoke",
         ),
         (["config", "run/config.json"], "a configuration is given as --config run/config.json"),
-        (["evaluate", "a", "b"], "a configuration value is given as --config.train.steps=100"),
+        (
+            ["evaluate", "a", "b"],
+            "one more than the verb takes; several values of an option are joined by commas",
+        ),
+        (
+            ["evaluate", "a", "--steps"],
+            "a configuration value is given as --config.train.steps=100",
+        ),
     ],
 )
 def test_a_configuration_without_its_option_is_shown_with_it(words, advice, capsys):

@@ -111,7 +111,7 @@ def test_what_is_printed_as_json_is_a_configuration(capsys, tmp_path):
     ("arguments", "message"),
     [
         ([], "one of --config and --keys is required"),
-        (["--keys", "--config", "x.py"], "one of --config and --keys is required"),
+        (["--keys", "--config", "x.py"], "--keys lists the keys of every configuration; leave --c"),
         (["--keys", "--config.train.steps=3"], "changes a value of --config FILE"),
     ],
 )

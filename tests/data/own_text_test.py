@@ -442,6 +442,11 @@ MISTAKES = {
         [f"{NOTES}notes/*"],
         "c.csv is neither .txt, .jsonl, .json, one of these with .gz, nor .parquet; pandas.read_c",
     ),
+    "an ending in capitals": (
+        lambda own: write(own / "notes/c.TXT", b"text"),
+        [f"{NOTES}notes/*"],
+        "with .gz, nor .parquet; endings are in small letters: rename it",
+    ),
     "latin-1": (
         lambda own: write(own / "notes/a.txt", "caf\xe9".encode("latin-1")),
         [],

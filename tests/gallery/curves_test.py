@@ -141,7 +141,7 @@ def test_a_row_is_json_and_the_same_twice():
 def test_what_cannot_be_shown_is_refused():
     with pytest.raises(ValueError, match="slopes has 2 entries: the model has 4 heads"):
         row(ALiBi(slopes=(0.5, 0.25)))
-    with pytest.raises(ValueError, match="unknown example 'alibbi'; did you mean 'alibi'"):
+    with pytest.raises(ValueError, match="unknown method 'alibbi'; did you mean 'alibi'"):
         gallery_rows(["alibbi"])
 
 

@@ -42,7 +42,7 @@ def test_examples_serve_the_models_they_are_made_for(head_dim):
 def test_choosing_examples():
     assert list(choose(["rope", "nope"])) == ["rope", "nope"]
     assert choose(None) == EXAMPLES
-    with pytest.raises(ValueError, match="unknown example 'roap'; did you mean 'rope'\\? Known: n"):
+    with pytest.raises(ValueError, match="unknown method 'roap'; did you mean 'rope'\\? Known: n"):
         choose(["nope", "roap"])
 
 

@@ -67,6 +67,11 @@ def test_only_what_stands_between_the_markers_changes(tmp_path):
     assert not write_between_markers(path, "new\nlines")
 
 
+def test_a_file_that_is_missing_is_named(tmp_path):
+    with pytest.raises(MarkersError, match="nothing.md is no file; the tables are written into"):
+        write_between_markers(tmp_path / "nothing.md", "new")
+
+
 @pytest.mark.parametrize(
     "text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}", f"{BEGIN}\n{END}\n{END}"]
 )

@@ -155,6 +155,8 @@ def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
+        # An option of its own program, which is not one of ours.
+        reason = reason.partition(" or decrease character_coverage")[0]
         raise TokenizerError(
             f"vocab_size = {vocab_size} does not fit the training text of"
             f" {sum(map(len, lines))} characters: {reason}"

@@ -11,10 +11,16 @@ from fope_jax.config import ConfigError
 from fope_jax.evaluate.variants import Variant
 from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.frequencies import frequency_changes
-from fope_jax.extend.methods import SAME, MissingKnobError, extend_position, target_classes
+from fope_jax.extend.methods import (
+    SAME,
+    MissingKnobError,
+    extend_position,
+    named_module,
+    target_classes,
+)
 from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.extend.request import config_knobs, parse_knobs
-from fope_jax.position import PositionVariables
+from fope_jax.position import PositionVariables, import_module
 from fope_jax.train.state import init_position_arrays
 
 _OPEN, _CLOSED = "([{", ")]}"
@@ -23,15 +29,20 @@ _OPEN, _CLOSED = "([{", ")]}"
 def split_variant(text: str) -> tuple[str, dict[str, str]]:
     """The method of ``METHOD:KNOB=VALUE,KNOB=VALUE``, and the texts of its knobs.
 
-    A comma inside brackets belongs to its value.
+    A comma inside brackets belongs to its value. A method of the user's own is MODULE:CLASS.
 
     >>> split_variant("longrope:long_factor=(1.0,4.0),factor=4")
     ('longrope', {'long_factor': '(1.0,4.0)', 'factor': '4'})
+    >>> split_variant("my_methods:LogDistance:rate=2.0")
+    ('my_methods:LogDistance', {'rate': '2.0'})
 
     Raises:
       ConfigError: a knob without a value or given twice, or no method.
     """
     method, _, rest = text.partition(":")
+    name, _, knobs_of_own = rest.partition(":")
+    if name.strip().isidentifier() and named_module(f"{method}:{name}"):
+        method, rest = f"{method.strip()}:{name.strip()}", knobs_of_own
     if "," in method:
         raise ConfigError(f"--as {text}: one method; give --as once for each of several")
     knobs, part, depth = {}, "", 0
@@ -69,7 +80,7 @@ def make_variant(parent: Parent, text: str) -> Variant:
 
     What may follow its method is what an extension accepts; lengths are those that the checkpoint
     was trained on, a stretch needs its factor, and dynamic NTK follows each row. ``same`` is the
-    run as it is.
+    run as it is. The module of MODULE:CLASS is imported, since the user names it.
 
     Raises:
       ConfigError: the text is malformed, or a stretch has no factor.
@@ -81,6 +92,8 @@ def make_variant(parent: Parent, text: str) -> Variant:
     if method == SAME and not texts:
         return Variant("", before)
     try:
+        if module := named_module(method):
+            import_module(module)
         knobs = parse_knobs(before, method, texts)
         _, scaling = target_classes(before, method)
         fields = {field.name for field in dataclasses.fields(scaling)} if scaling else set()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -148,9 +149,37 @@ def test_what_can_be_asked_for(rope, text, label, position):
     assert (variant.label, variant.position) == (label, position)
 
 
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fope_jax.position import RoPE
+
+
+@dataclass(frozen=True)
+class Slower(RoPE):
+    slower: float = 2.0
+"""
+
+
+def test_a_method_of_the_users_own_is_named_by_its_module(rope, tmp_path, monkeypatch):
+    (tmp_path / "own_of_variants_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        variant = make_variant(open_parent(rope), "own_of_variants_test:Slower:slower=4,theta=9")
+        own = sys.modules["own_of_variants_test"].Slower
+        assert variant.position == own(theta=9.0, slower=4.0)
+        assert variant.label == "own_of_variants_test:Slower:slower=4,theta=9"
+        plain = make_variant(open_parent(rope), "own_of_variants_test:Slower")
+        assert (plain.label, plain.position) == ("own_of_variants_test:Slower", own())
+    finally:
+        sys.modules.pop("own_of_variants_test", None)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
+        (["nowhere:Slower"], "--as nowhere:Slower: the Python module 'nowhere' cannot be imported"),
         (["yarn"], "--as yarn: it needs a factor, how many times longer: yarn:factor=4"),
         (["yarm:factor=4"], "--as yarm:factor=4: unknown method 'yarm'; did you mean 'yarn'"),
         (["same,yarn:factor=4"], "one method; give --as once for each of several"),

@@ -17,9 +17,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,8 @@ def train(
       position: another position embedding: its name, ``{"method": NAME, KNOB: VALUE}``, or a
         method. A run named after its method is renamed with it.
       accept_position: hash of another position embedding whose checkpoints are taken.
-      tracker: a callable ``(step, numbers)`` for an experiment tracker, see `train.tracker`.
+      tracker: a callable ``(step, numbers)`` for an experiment tracker, see `train.tracker`, which
+        takes the name of one.
       verbose: print messages and progress bars to stderr.
       **values: the same as ``overrides`` by section and field: ``train_steps=500``.
 
@@ -116,6 +118,10 @@ def train(
       CheckpointError, BadStepError, LockError, CacheError, CorpusError, OSError: as `fope train`.
     """
     experiment = build_experiment(_config_of(config, position, _overrides(overrides, values)))
+    if tracker is not None and not callable(tracker):
+        raise ConfigError(
+            f"tracker = {tracker!r}; accepted: a callable, or train_tracker='MODULE:CLASS'"
+        )
     with _session(verbose):
         run = partial(loop.train, experiment, workdir, accept_position, tracker=tracker)
         _with_token_cache(run, lambda: experiment)
@@ -147,9 +153,14 @@ def load(
 
     Raises:
       FileNotFoundError: no run, or no valid checkpoint; says what there is.
-      ValueError: a results file, weights of an unsupported kind, or a step that does not exist.
+      ValueError: no path or name, a results file, weights of an unsupported kind, or a step that
+        does not exist.
     """
-    name = str(source)
+    if isinstance(source, Run):
+        raise ValueError(f"source = {source}: it is open already; use it as it is")
+    name = _path_text("source", source)
+    if step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):
+        raise ValueError(f"step = {step!r}; accepted: a whole number, or None for the newest")
     if name.endswith(".jsonl"):
         raise ValueError(
             f"{name} is a results file: it has the rows of a run and not its weights. Name the "
@@ -215,8 +226,11 @@ def evaluate(
       method, seed, step, workdir`` and those of `fope_jax.report.summary.summarize`.
 
     Raises:
-      ConfigError: an unknown field; NonFiniteError, LockError, ValueError as `fope evaluate`.
+      ConfigError: an unknown field, or a value of another kind.
+      FileNotFoundError: no run, or no valid checkpoint.
+      NonFiniteError, LockError, ValueError: as `fope evaluate`.
     """
+    runs = _listed(run)
     given = [(name.removeprefix("evaluate_"), value) for name, value in values.items()]
     if contexts is not None:
         given += [("lengths", contexts), ("passkey_lengths", contexts)]
@@ -228,18 +242,17 @@ def evaluate(
     for name in values:
         if name not in keys:
             known = [*keys, "contexts", "protocols", "positions"]
-            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, known)}")
-    positions = [positions] if isinstance(positions, str) else positions
-    for text in positions:
-        if not isinstance(text, str):
             raise ConfigError(
-                f"positions holds {text!r}; accepted: texts such as 'yarn:factor=4', or 'same'"
+                f"evaluate has no field {name!r}{nearest(name, known)}; accepted: a field of the "
+                "section evaluate such as num_windows=64, or data_cache_dir"
             )
+    protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
+    positions = _texts("positions", positions, "yarn:factor=4")
     overrides = [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
     with _session(verbose):
         records = [
             record
-            for one in _listed(run)
+            for one in runs
             for record in _evaluate_run(_opened(one), protocols, force, overrides, positions)
         ]
     return data_frame(records)
@@ -281,7 +294,9 @@ def extend(
 
     Raises:
       ConfigError, ValueError: the method cannot go on from the run's; the message says why.
+      FileNotFoundError: no run, or no valid checkpoint.
       KeyboardInterrupt: Ctrl-C; the same call goes on from what was saved.
+      CheckpointError, BadStepError, LockError, CacheError, OSError: as `fope extend`.
     """
     if not isinstance(method, str):
         raise ConfigError(
@@ -316,6 +331,10 @@ def report(runs: Run | Source | Sequence[Run | Source], out: Source) -> Path:
     Args:
       runs: runs, their directories, or results files.
       out: directory of the page, made if missing.
+
+    Raises:
+      ValueError: no runs; ReportError: what is no run, or rows that cannot be read or compared.
+      OSError: the page cannot be written.
     """
     paths = [workdir_of(run) if isinstance(run, Run) else run for run in _listed(runs)]
     with quiet():
@@ -338,6 +357,10 @@ def spectrum(
       windows: number of windows of each length.
       untrained: measure the parameters that training began with.
       verbose: print messages to stderr.
+
+    Raises:
+      FileNotFoundError: no run, or no valid checkpoint.
+      ValueError: no text, too little of it for a length, or a length or number below 1.
     """
     run = _opened(run)
     measuring = partial(
@@ -365,6 +388,13 @@ def _config_of(
     """A configuration of its own, with another position embedding and overrides."""
     knobs = [text for text in overrides if position is not None and text.startswith("position.")]
     others = [text for text in overrides if text not in knobs]
+    if isinstance(config, Run):
+        raise ConfigError(f"config = {config}; accepted: its configuration, run.experiment")
+    if not isinstance(config, (str, Path, Experiment, Mapping, ConfigDict)):
+        raise ConfigError(
+            f"config = {config!r:.80}; accepted: a file's name, a dict, a ConfigDict or an "
+            "Experiment"
+        )
     if isinstance(config, (str, Path)):
         result = load_config(str(config), others)
     else:
@@ -387,7 +417,7 @@ def _position_spec(position: str | Mapping[str, Any] | PositionEmbedding) -> dic
         return positions.to_spec(position)
     if isinstance(position, str):
         return {"method": position}
-    if not isinstance(position, Mapping):
+    if not isinstance(position, Mapping) or not isinstance(position.get("method"), str):
         raise ConfigError(
             f"position = {position!r}; accepted: a name such as 'rope', a dict with 'method', or "
             "a method such as fope_jax.position.RoPE()"
@@ -425,7 +455,7 @@ def _key_of(name: str) -> str:
     hint = f" (nearest: {fields[0]})" if fields else nearest(name, [*TOP_LEVEL, *known])
     raise ConfigError(
         f"{name!r} is no value of a configuration{hint}; accepted: SECTION_FIELD such as "
-        "train_steps=500"
+        "train_steps=500, and position_KNOB for a knob of the position embedding"
     )
 
 
@@ -461,9 +491,12 @@ def _session(verbose: bool) -> Iterator[None]:
                 raise
             raise KeyboardInterrupt(str(error)) from None
         except Exception as error:  # whose message is that of the command line
-            if OVERRIDE in str(error):
+            text = re.sub("`[^`]*`", "", str(error))  # a whole command is one in Python too
+            if OVERRIDE in text:
                 error.add_note(f"{OVERRIDE}SECTION.KEY=VALUE is SECTION_KEY=VALUE in Python")
-            elif re.search(r"(^|\W)--[a-z]", str(error)):
+            elif "--as " in text:
+                error.add_note("--as METHOD is positions=[METHOD] in Python")
+            elif re.search(r"(^|\W)--[a-z]", text):
                 error.add_note("--an-option is an_option=... in Python")
             raise
 
@@ -513,18 +546,37 @@ def _evaluate_run(
 
 
 def _listed(runs: Run | Source | Sequence[Run | Source]) -> Sequence[Run | Source]:
-    return [runs] if isinstance(runs, (Run, str, Path)) else runs
+    listed = [runs] if not isinstance(runs, Iterable) or isinstance(runs, str) else list(runs)
+    if not listed:
+        raise ValueError("no runs; name one or more runs or their directories")
+    return [run if isinstance(run, Run) else _path_text("run", run) for run in listed]
+
+
+def _path_text(name: str, path: Any) -> str:
+    """A path as text, for messages that name no Python object; ValueError for something else."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise ValueError(f"{name} = {path!r:.80}; accepted: a path or name, such as 'runs/fope'")
+    return str(path)
+
+
+def _texts(name: str, given: Any, example: str) -> list[str]:
+    """One text or several as a list; ConfigError for anything else."""
+    texts = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"{name} holds {text!r:.80}; accepted: texts such as {example!r}")
+    return texts
 
 
 def _opened(run: Run | Source) -> Run:
-    return run if isinstance(run, Run) else load(run)
+    return run if isinstance(run, Run) else load(_path_text("run", run))
 
 
 def _parent_of(run: Run | Source) -> str:
     """A parent as `fope extend --from` names it."""
     if isinstance(run, Run):
         return str(workdir_of(run) / str(run.step))
-    return str(run)
+    return _path_text("run", run)
 
 
 def _has_weights(directory: Path) -> bool:

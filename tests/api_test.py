@@ -230,6 +230,34 @@ def test_a_text_is_continued_by_a_text(run):
         (lambda run: fj.load("rows.jsonl"), "rows.jsonl is a results file"),
         (lambda run: fj.load(run.workdir / "2", step=3), "leave one out"),
         (lambda run: fj.load(run.workdir, workdir="x"), "only Hugging Face weights are imported"),
+        (
+            lambda run: fj.load(run),
+            r"source = Run\('rope', .*: it is open already; use it as it is",
+        ),
+        (lambda run: fj.load(None), "source = None; accepted: a path or name, such as 'runs/f"),
+        (lambda run: fj.load(run.workdir, step="2"), "step = '2'; accepted: a whole number, or"),
+        (lambda run: fj.train(run, "x"), r"config = Run\(.*; accepted: its .*, run.experiment"),
+        (lambda run: fj.train(3, "x"), "config = 3; accepted: a file's name, a dict"),
+        (lambda run: fj.train(CONFIG, "x", position={"theta": 5.0}), "a dict with 'method'"),
+        (lambda run: fj.train(CONFIG, "x", tracker="a:b"), "tracker = 'a:b'; accepted: a callable"),
+        (lambda run: fj.evaluate([]), "no runs; name one or more runs or their directories"),
+        (lambda run: fj.evaluate([run, 3]), "run = 3; accepted: a path or name"),
+        (
+            lambda run: fj.evaluate(run, run),
+            r"protocols holds Run\(.*; accepted: texts such as 'sam",
+        ),
+        (lambda run: fj.evaluate(run, positions=RoPE()), r"positions holds RoPE\(.*; accepted: t"),
+        (
+            lambda run: fj.evaluate(run, train_steps=3),
+            "no field 'train_steps'; accepted: a field o",
+        ),
+        (
+            lambda run: fj.extend(run, "yarn", 64, "x", factor=2),
+            "'factor' .*, and position_KNOB fo",
+        ),
+        (lambda run: fj.extend(None, "yarn", 64, "x"), "run = None; accepted: a path or name"),
+        (lambda run: fj.report([run, None], "x"), "run = None; accepted: a path or name"),
+        (lambda run: fj.spectrum(3), "run = 3; accepted: a path or name"),
     ],
 )
 def test_mistakes_are_named(run, attempt, told):
@@ -241,6 +269,12 @@ def test_an_option_in_a_message_is_given_as_an_argument(run, tmp_path):
     with pytest.raises(ValueError, match="--allow-shorter") as raised:
         fj.extend(run, method="yarn", length=1, workdir=tmp_path)
     assert raised.value.__notes__ == ["--an-option is an_option=... in Python"]
+    with pytest.raises(ValueError, match="--as yarn: it needs a factor") as raised:
+        fj.evaluate(run, positions="yarn")
+    assert raised.value.__notes__ == ["--as METHOD is positions=[METHOD] in Python"]
+    with pytest.raises(FileNotFoundError, match="make one with `fope train --config") as raised:
+        fj.evaluate(tmp_path / "nowhere")
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_a_step_that_does_not_exist_is_said_before_it_is_read(run):

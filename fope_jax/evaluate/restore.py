@@ -53,8 +53,8 @@ def read_experiment(workdir: Path) -> Experiment:
     values = read_json(path)
     if {"model_type", "architectures"} & values.keys():
         raise ConfigError(
-            f"{workdir} is no run but a checkpoint of Hugging Face; "
-            f"`fope import {workdir} --workdir RUN` makes a run of it"
+            f"{workdir} is no run but a checkpoint of Hugging Face; `fope import {workdir} "
+            f"--workdir RUN` makes a run of it, `fope extend hf:{workdir}` goes on from it"
         )
     try:
         return build_experiment(values)
@@ -65,6 +65,8 @@ def read_experiment(workdir: Path) -> Experiment:
 def _describe_other_path(path: Path) -> str:
     parent_is_run = (path.parent / "config.json").is_file()
     has_manifest = (path / "manifest.json").is_file()
+    if str(path).startswith("hf:"):
+        return f"it names weights; `fope import {path} --workdir RUN` makes a run of them"
     if has_gguf_magic(path):
         return f"it is a GGUF file; `fope import {path} --workdir RUN` makes a run of it"
     if path.exists() and not path.is_dir():

@@ -185,8 +185,14 @@ def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
         return run, list(run.rows)
     path, named_step = split_step(path)
     if not (path / "config.json").is_file():
-        raise ReportError(f"{path} is no run: there is no config.json")
+        what = "there is no config.json" if path.exists() else "there is no such directory"
+        raise ReportError(f"{path} is no run: {what}")
     config = _read_json(path / "config.json")
+    if "model_type" in config:
+        raise ReportError(
+            f"{path} is no run but a checkpoint of Hugging Face; "
+            f"`fope import {path} --workdir RUN` makes a run of it"
+        )
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
     evaluations = ("perplexity", "position", "passkey", "retrieval", "task")

@@ -81,8 +81,13 @@ def test_a_torn_last_line_and_unknown_kinds_are_left(make_run):
 def test_directories_that_are_no_runs_are_named(tmp_path, make_run):
     with pytest.raises(ReportError, match="no runs to report on"):
         read_runs([])
-    with pytest.raises(ReportError, match="nothing is no run: there is no config.json"):
+    with pytest.raises(ReportError, match="nothing is no run: there is no such directory"):
         read_runs([tmp_path / "nothing"])
+    with pytest.raises(ReportError, match="no run: there is no config.json"):
+        read_runs([tmp_path])
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ReportError, match="is no run but a checkpoint of Hugging Face; `fope im"):
+        read_runs([tmp_path])
     run = make_run("rope")
     (run / "metrics.jsonl").unlink()
     with pytest.raises(

@@ -73,6 +73,10 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     Raises:
       ConfigError: unknown key, wrong type, missing value, or values that contradict each other.
     """
+    if not isinstance(config, (ConfigDict, Mapping)):
+        raise ConfigError(
+            f"config = {config!r:.80}; accepted: a ConfigDict or a dict; load_config reads a file"
+        )
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     for key, value in values.items():
         if key not in (*TOP_LEVEL, *SECTIONS, "position"):

@@ -10,7 +10,7 @@ import ast
 import logging
 import runpy
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,10 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """Applies overrides to ``config`` in place; checks and raises as `load_config`."""
+    if isinstance(overrides, (str, Mapping)):
+        raise ConfigError(
+            f"overrides = {overrides!r:.80}; accepted: a list such as ['train.steps=3']"
+        )
     for override in overrides:
         key, text = split_override(override)
         section, _, field = key.partition(".")

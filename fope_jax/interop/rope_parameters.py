@@ -117,6 +117,11 @@ def from_rope_parameters(
 
     Reference: ``ROPE_INIT_FUNCTIONS`` of Hugging Face transformers 5.23.0.
     """
+    if not isinstance(parameters, Mapping):
+        raise ValueError(
+            f"rope_parameters = {parameters!r}: expected a mapping; a model without scaling has "
+            "{'rope_type': 'default'}"
+        )
     nested = [key for key, value in parameters.items() if isinstance(value, Mapping)]
     if nested:
         raise ValueError(

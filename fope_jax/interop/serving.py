@@ -170,6 +170,8 @@ def fope_to_rope_parameters(method: FoPE, shape: ModelShape) -> dict[str, Any]:
 
 def check_served(method: FoPE, shape: ModelShape) -> None:
     """Raises ValueError, naming the knob, if engines cannot compute ``method``."""
+    if not isinstance(method, FoPE):
+        raise ValueError(f"{method}: expected FoPE; to_rope_parameters writes RoPE")
     method.check(shape)
     for knob, needed in {
         "series": True,

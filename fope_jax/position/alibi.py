@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,6 +92,8 @@ class ALiBi(PositionEmbedding):
 
     def __post_init__(self) -> None:
         if self.slopes is not None:  # a list would make the method unhashable
+            if not isinstance(self.slopes, Iterable) or isinstance(self.slopes, str):
+                raise ValueError(f"slopes={self.slopes!r}: expected one for each query head")
             object.__setattr__(self, "slopes", tuple(self.slopes))
             for index, slope in enumerate(self.slopes):
                 check_finite(f"slopes[{index}]", slope, "a slope")

@@ -240,7 +240,8 @@ def bias_of_heads(
 
     Takes one layer's method and variables, with their head axes, and integer positions
     ``[B or 1, T]`` and ``[B or 1, S]``, any slices of the sequence. Returns ``[B, N, T, S]``
-    float32; B is 1 if both positions have it, N is 1 if no variable has heads.
+    float32; B is 1 if both positions have it, N is 1 if no variable has heads. Raises ValueError
+    for other shapes, a variable that is missing, and a bias that is not that of one head.
     """
     return bias_at(method, variables, *block_positions(q_positions, k_positions))
 
@@ -261,6 +262,14 @@ def bias_at(
             bias = method.bias(variables, q_positions, k_positions)
             if {n for value in variables.values() for n in jnp.shape(value)} & set(block) - {1}:
                 _check_other_block(method, variables, q_positions, k_positions)
+        except KeyError as error:
+            if (name := error.args[0]) in variables:
+                raise
+            raise ValueError(
+                f"{type(method).__name__}.bias reads variables[{name!r}], given are "
+                f"{', '.join(variables) or 'none'}; method.init(key, shape).at_layer(0) has those "
+                "of the first layer"
+            ) from error
         except (TypeError, ValueError) as error:
             if not variables or "broadcast" not in str(error):
                 raise

@@ -175,6 +175,19 @@ def test_a_wrong_override_says_what_is_accepted(spec, override, message):
         load_config(spec, [override])
 
 
+@pytest.mark.parametrize("overrides", ["train.steps=3", {"train.steps": 3}])
+def test_overrides_are_a_list(spec, overrides):
+    with pytest.raises(ConfigError, match=r"overrides = .*; accepted: a list such as \['train.st"):
+        load_config(spec, overrides)
+
+
+def test_a_file_name_is_no_configuration():
+    with pytest.raises(
+        ConfigError, match="config = 'quickstart'; accepted: .*; load_config reads a"
+    ):
+        build_experiment("quickstart")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -281,6 +281,7 @@ READING = {
         {"head_dim": 64},
         "partial_rotary_factor=0.3: 19.2 of head_dim=64",
     ),
+    "nothing": (None, {}, "rope_parameters = None: expected a mapping; a model without scaling"),
     "nested": ({"full_attention": LINEAR, "sliding_attention": YARN}, {}, "nested by 'full_att"),
     "FoPE": (LINEAR | {"fope_sep_head": True}, {}, "'fope_sep_head' is a key of FoPE"),
 }

@@ -15,7 +15,7 @@ from fope_jax.interop.serving import (
     fope_from_rope_parameters,
     fope_to_rope_parameters,
 )
-from fope_jax.position import FoPE, ModelShape, PositionInterpolation
+from fope_jax.position import FoPE, ModelShape, PositionInterpolation, RoPE
 
 SHAPE = ModelShape(d_model=96, num_layers=3, num_heads=6, num_kv_heads=2, head_dim=24)
 SERVED = FoPE(40, theta=500.0, share_layers=True, outputs="surviving")
@@ -251,6 +251,11 @@ def test_writing_raises(name):
     method = dataclasses.replace(SERVED, **changes)
     with pytest.raises(ValueError, match=message):
         fope_to_rope_parameters(method, SHAPE)
+
+
+def test_another_method_is_not_written_as_fope():
+    with pytest.raises(ValueError, match="expected FoPE; to_rope_parameters writes RoPE"):
+        fope_to_rope_parameters(RoPE(), SHAPE)
 
 
 def test_coefficients_raise():

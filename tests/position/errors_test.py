@@ -180,6 +180,7 @@ ERRORS = {
     "nothing left": (lambda: FoPE(64, clip=False, series=False), "use RoPE"),
     "head too small": (lambda: FoPE(64).check(shape(head_dim=2)), "head_dim=2.*4 or more"),
     "no heads": (lambda: alibi_slopes(0), "num_heads=0"),
+    "one slope": (lambda: ALiBi(slopes=0.5), "slopes=0.5: expected one for each query head"),
     "slopes": (lambda: ALiBi(slopes=(1.0,)).check(shape()), "slopes has 1 entries.*4 heads"),
     "count": (lambda: fourier_coefficients(jax.random.key(0), 2, 0, 2, 0.3), "num_frequencies=0"),
     "identity shape": (

@@ -140,6 +140,14 @@ def test_heads_that_variable_axes_leaves_out_are_named():
             bias_of_heads(Slopes(), variables, positions, positions)
 
 
+def test_a_variable_that_is_missing_is_named():
+    positions = jnp.arange(4)[None]
+    with pytest.raises(
+        ValueError, match="ALiBi.bias reads variables.*'slopes'.*, given are none; "
+    ):
+        bias_of_heads(ALiBi(), {}, positions, positions)
+
+
 @dataclass(frozen=True)
 class SlowerRoPE(RoPE):
     """RoPE with frequencies of its own."""

@@ -30,13 +30,17 @@ def data_changes(
     windows = [math.ceil(total / config.length) for config in (old, new)]
     tokens = new.batch_size * new.length
     cut = f"{total} tokens, in {windows[1]} windows of {new.length}"
-    update = f"{new.batch_size} rows an update"
     begins = f"begins at batch {new.data_start} of its shuffled windows"
+    if not total:
+        cut, begins = "no text, tasks alone", f"begins at batch {new.data_start}"
+    update = f"{new.batch_size} rows an update"
     if is_imported:
         unknown = "what the imported weights saw is not known"
         text = f"{cut}; {update}, {tokens} tokens; {begins}; {unknown}"
     elif not has_same_data(parent, child):
         text = f"not the parent's: {cut}; {update}, {tokens} tokens as before; {begins}"
+    elif not total:
+        text = f"{cut}; {update} in place of {old.batch_size}, {tokens} tokens as before; {begins}"
     else:
         text = (
             f"the documents in their order, {cut} in place of {windows[0]} of {old.length}; "

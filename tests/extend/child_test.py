@@ -4,14 +4,16 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.config import ConfigError, build_experiment, experiment_to_dict, load_config
 from fope_jax.config import experiment as experiment_module
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import OPTIMIZERS, child_experiment
 from fope_jax.extend.initial_loss import WARN_ABOVE
+from fope_jax.extend.lineage import data_changes
 from fope_jax.extend.parent import open_parent
 from fope_jax.interop.run_import import import_run
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
@@ -215,3 +217,13 @@ def test_every_choice_of_the_command_line_is_one_of_ours():
     assert options["warn_above"].default == WARN_ABOVE
     with pytest.raises(ConfigError, match="accepted: keep, reset-moments, reset"):
         child_experiment(None, 0, "yarn", 1, "none")
+
+
+def test_a_run_without_text_speaks_of_no_windows():
+    parent = build_experiment(load_config("configs/recall.py:position=rope"))
+    child = child_experiment(parent, parent.train.steps, "same", 128)
+    text = data_changes(parent, child, SimpleNamespace(num_tokens=0), is_imported=False)["text"]
+    assert text == (
+        "no text, tasks alone; 16 rows an update in place of 32, 2048 tokens as before; begins at "
+        "batch 1500"
+    )

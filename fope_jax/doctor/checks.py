@@ -120,11 +120,16 @@ def _check_config(run: Path) -> tuple[Check, Any]:
     if not path.is_file():
         advice = f"name a --workdir, or bring {CONFIG} back: fope train --config CONFIG makes it"
         return Check("config", "missing", [Finding(f"{path} does not exist", advice)]), None
+    values: dict[str, Any] = {}
     try:
-        experiment = build_experiment(read_json(path))
+        values = read_json(path)
+        experiment = build_experiment(values)
     except ValueError as error:
         problem = str(error) if str(path) in str(error) else f"{path}: {error}"
         finding = Finding(problem, "bring the file back, or put the value right")
+        if "model_type" in values:
+            advice = f"make a run of it: fope import {run} --workdir RUN"
+            finding = Finding(f"{path} is of a checkpoint of Hugging Face, no run", advice)
         return Check("config", "cannot be built", [finding]), None
     findings = []
     try:

@@ -260,6 +260,7 @@ def test_a_repair_keeps_the_last_of_two_rows_and_all_others(run):
         (b"{", "config.json is no JSON"),
         (b"[1]", "config.json is no JSON object"),
         (None, "config.json does not exist"),
+        (b'{"model_type": "llama"}', "is of a checkpoint of Hugging Face, no run"),
         (b'{"name": 3}', "config.seed is missing"),
     ],
 )

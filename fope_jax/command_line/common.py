@@ -72,8 +72,8 @@ def local_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-RUNS_HELP = "a --workdir; with /STEP one of its checkpoints, the newest without it"
-STEP = option("--step", type=int, help="as RUN/STEP names it")
+RUNS_HELP = "directory of a run, its --workdir; RUN/STEP is one of its checkpoints (the newest)"
+STEP = option("--step", type=int, help="step of the checkpoint, as in RUN/STEP")
 
 
 def run_argument(**settings: Any) -> Option:

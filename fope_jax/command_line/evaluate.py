@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     option(
         "--protocols",
         metavar="NAME,...",
-        help="what to measure, or all; what the run's evaluate.protocols says without it",
+        help="what to measure, or all (evaluate.protocols of the run)",
     ),
     option(
         "--as",
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
         action="append",
         default=[],
         metavar="METHOD[:KNOB=VALUE,...]",
-        help="read the checkpoint with another position embedding, without training; several times "
-        "for several, same is its own",
+        help="read the checkpoint with another position embedding, without training; may be given "
+        "several times; same is the run's own",
     ),
     option(
         "--tasks",
@@ -59,15 +59,15 @@ if TYPE_CHECKING:
         "--max-items",
         type=int,
         metavar="N",
-        help="of each task the first N items, all without it; of ruler, N trials at each length "
-        "and depth, at most evaluate.passkey_trials",
+        help="take the first N items of each task (all); of ruler, N trials at each length and "
+        "depth, at most evaluate.passkey_trials",
     ),
     option(
         "--max-length",
         type=int,
         metavar="TOKENS",
-        help="most tokens of a task's prompt with its answer; longer prompts lose their middle, "
-        "longer evaluate.passkey_lengths of ruler are left out",
+        help="most tokens of a task's prompt and its answer together (no limit); longer prompts "
+        "lose their middle, longer evaluate.passkey_lengths of ruler are left out",
     ),
     option(
         "--max-new-tokens",
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     option(
         "--mesh",
         metavar="AXIS=N,...",
-        help="how several devices share the work, such as context=8; windows by default",
+        help="how several devices share the work, such as context=8 (windows are split)",
     ),
     add_processes,
     option("--force", action="store_true", help="score again what has been scored"),
@@ -107,7 +107,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
       sliding-window   every token of a stretch, by a window that moves by evaluate.stride
       chunks           joined documents cut every so many tokens, as the paper's code does
       document-resets  joined documents whose positions begin anew at each document
-      no-resets        the same tokens without
+      no-resets        the same tokens, with positions and attention that go on
       long-window      loss by position in the longest window
       from-start       loss by distance since the document's start
       passkey          a key hidden in filler
@@ -206,8 +206,13 @@ def _tasks(arguments: argparse.Namespace) -> TaskRequest | None:
             "--demo", action="store_true", help="the theory on signals made for it, without a run"
         ),
     ),
-    option("--lengths", default="1,2,4,8", metavar="N,...", help="in training lengths (1,2,4,8)"),
-    option("--windows", type=int, default=8, help="of each length (8)"),
+    option(
+        "--lengths",
+        default="1,2,4,8",
+        metavar="N,...",
+        help="multiples of the training length (1,2,4,8)",
+    ),
+    option("--windows", type=int, default=8, help="number of windows of each length (8)"),
     out("directory of the page (RUN/spectrum)", required=False),
     needs=("matplotlib",),
 )

@@ -13,7 +13,7 @@ from fope_jax.train.options import run_or_weights
         "run",
         type=run_or_weights,
         metavar="RUN[/STEP]",
-        help="a --workdir, or hf:DIR or hf:ORG/NAME",
+        help="directory of a run, its --workdir; or hf:DIR or hf:ORG/NAME",
     ),
     option("prompt", metavar="PROMPT", help="a text, or token ids with --tokens"),
     option("--max-new-tokens", type=int, default=32, metavar="N", help="most tokens to write (32)"),
@@ -23,7 +23,7 @@ from fope_jax.train.options import run_or_weights
         default=0.0,
         help="0 takes the most likely token, 1 draws from the model's distribution (0)",
     ),
-    option("--seed", type=int, default=0, help="of the draws (0)"),
+    option("--seed", type=int, default=0, help="seed of the draws (0)"),
     option("--tokens", action="store_true", help="prompt and continuation are token ids"),
 )
 def generate(arguments: argparse.Namespace) -> None:

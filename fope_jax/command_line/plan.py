@@ -31,10 +31,12 @@ from fope_jax.train.options import add_config
         metavar="SLICE",
         help="such as v5e:4x4 v5p:4x4x4 v6e:16x16, or 2xv5e:4x4 for two slices",
     ),
-    option("--method", metavar="LABEL,...", help="such as rope,fope; the config's own"),
-    option("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own"),
-    option("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own"),
-    option("--mesh", metavar="AXIS=N,...", help="such as fsdp=8,tensor=2; the config's own"),
+    option("--method", metavar="LABEL,...", help="such as rope,fope (that of the configuration)"),
+    option("--length", metavar="TOKENS,...", help="such as 512,4096 (that of the configuration)"),
+    option("--size", metavar="PRESET,...", help="such as 60m,1200m (that of the configuration)"),
+    option(
+        "--mesh", metavar="AXIS=N,...", help="such as fsdp=8,tensor=2 (that of the configuration)"
+    ),
     option(
         "--compiler-option",
         nargs="+",
@@ -47,8 +49,8 @@ from fope_jax.train.options import add_config
         action="store_true",
         help="compile each case also without compiler options, and say what they change",
     ),
-    option("--jobs", type=int, help="compilations at once; what the machine can take"),
-    option("--no-cache", action="store_true", help="compile what was compiled before"),
+    option("--jobs", type=int, help="compilations at once (as many as cores and memory allow)"),
+    option("--no-cache", action="store_true", help="compile again what was compiled before"),
     out("directory for plan.md, .jsonl and .html", required=False),
 )
 def plan(arguments: argparse.Namespace) -> None:

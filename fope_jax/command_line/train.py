@@ -27,13 +27,24 @@ from fope_jax.train.options import add_config, add_processes, add_train_options,
 @verb(
     add_config,
     option(
-        "--workers", type=int, metavar="N", help="processes, a file each at a time; default: cores"
+        "--workers", type=int, metavar="N", help="processes, each with one file at a time (cores)"
     ),
     group(
         "on many machines, with Apache Beam; the same cache",
         option("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner"),
-        option("--runner-option", action="append", default=[], metavar="KEY=VALUE"),
-        option("--runner-parts", default="", metavar="DIR", help="where workers leave parts"),
+        option(
+            "--runner-option",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="an option of that runner; may be given several times",
+        ),
+        option(
+            "--runner-parts",
+            default="",
+            metavar="DIR",
+            help="where workers put parts of the cache, which are then joined",
+        ),
     ),
     name="data build",
 )
@@ -84,7 +95,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         type=local_path,
         default=Path("data_cache/downloads"),
         metavar="DIR",
-        help="where it lies then (data_cache/downloads, where texts are looked for)",
+        help="where to put it (data_cache/downloads, where texts are looked for)",
     ),
     name="data download",
     needs=(),

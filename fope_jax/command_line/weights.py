@@ -64,13 +64,13 @@ def import_(arguments: argparse.Namespace) -> None:
     option(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the tensors; that of the import or of the parameters without it",
+        help="type of the tensors (that of the imported weights, else of the parameters)",
     ),
     option(
         "--license",
         default="unknown",
         metavar="ID",
-        help="of the weights, for the model card, such as apache-2.0 (unknown)",
+        help="license of the weights, for the model card, such as apache-2.0 (unknown)",
     ),
     out("directory that is made"),
     add_accept_position,

@@ -170,8 +170,10 @@ def add_processes(verb: argparse.ArgumentParser) -> None:
         "several processes", "found by itself on a TPU slice; tpu_scripts/local.sh sets all of it"
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (FOPE_COORDINATOR)")
-    group.add_argument("--num-processes", type=int, help="how many (FOPE_NUM_PROCESSES)")
-    group.add_argument("--process-id", type=int, help="which one this is (FOPE_PROCESS_ID)")
+    group.add_argument("--num-processes", type=int, help="number of processes (FOPE_NUM_PROCESSES)")
+    group.add_argument(
+        "--process-id", type=int, help="number of this one, from 0 (FOPE_PROCESS_ID)"
+    )
     group.add_argument(
         "--distributed-timeout",
         type=float,

@@ -138,9 +138,10 @@ def plan_protocols(
             if _num_windows(name, settings):
                 planned.append(Planned(label, contexts, make, name in named, is_all, is_flexible))
             elif name in asked and wanted is not None:
+                key = f"evaluate.{_windows_field(name)}"
                 raise ValueError(
-                    f"protocol {name} is asked for, but this run's configuration has "
-                    "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
+                    f"protocol {name} is asked for, but this run's configuration has {key} = 0, "
+                    f"and so no window of it; set it for this call, as --config.{key}=16"
                 )
     has_trials = settings.passkey_trials and settings.passkey_depths
     if wanted is not None:
@@ -176,13 +177,14 @@ def _contexts(experiment: Experiment, field: str, is_flexible: bool) -> list[int
 def _check_trials_exist(settings: EvaluateConfig, named: Collection[str]) -> None:
     """Raises ConfigError for a protocol on trials that is asked for by name and has none."""
     for name in (PASSKEY, RETRIEVAL):
-        needed = ["passkey_trials", "passkey_depths", "passkey_lengths"]
-        needed += ["passkey_templates"] if name == PASSKEY else []
-        for field in needed:
+        needed = {"passkey_trials": "20", "passkey_depths": "0.1,0.5,0.9", "passkey_lengths": "1,2"}
+        needed |= {"passkey_templates": "standard"} if name == PASSKEY else {}
+        for field, example in needed.items():
             if name in named and not (value := getattr(settings, field)):
                 raise ConfigError(
                     f"protocol {name} is asked for, but this run's configuration has "
-                    f"evaluate.{field} = {value}, and so no trial of it"
+                    f"evaluate.{field} = {value}, and so no trial of it; set it for this call, as "
+                    f"--config.evaluate.{field}={example}"
                 )
 
 
@@ -265,7 +267,11 @@ def check_haystack(cache: Any, context: int) -> None:
 
 def _num_windows(name: str, config: EvaluateConfig) -> int:
     """Windows, blocks or documents of a text protocol; 0 leaves it out."""
-    return config.num_windows if name == "same-tokens" else config.position_windows
+    return getattr(config, _windows_field(name))
+
+
+def _windows_field(name: str) -> str:
+    return "num_windows" if name == "same-tokens" else "position_windows"
 
 
 def _text_protocol(

@@ -475,9 +475,8 @@ def test_wrong_answers_beyond_the_learned_table_are_found_before_any_work(
 
 def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
     workdir = save_run(tmp_path / "run", changed(evaluate={"position_windows": 0}))
-    with pytest.raises(
-        ValueError, match="protocol chunks is asked for, but .*position_windows = 0"
-    ):
+    message = r"chunks is asked for, but .* has evaluate.position_windows = 0, .*windows=16"
+    with pytest.raises(ValueError, match=message):
         quiet(workdir, protocols=["chunks"])
 
 
@@ -561,7 +560,8 @@ def test_what_cannot_be_evaluated_is_named(tmp_path, sections, message):
 def test_a_protocol_asked_for_by_name_needs_trials(tmp_path, protocol, field, value):
     """Otherwise the answer is a table without rows."""
     workdir = save_run(tmp_path / "run", changed(evaluate={field: value}))
-    message = f"protocol {protocol} is asked for, .* evaluate.{field} = {re.escape(str(value))},"
+    shown = re.escape(str(value))
+    message = f"protocol {protocol} is asked for, .*{field} = {shown}, .*--config.evaluate.{field}="
     with pytest.raises(ConfigError, match=message):
         quiet(workdir, protocols=[protocol])
     assert {row["kind"] for row in read_rows(workdir / "metrics.jsonl")} == {"train"}

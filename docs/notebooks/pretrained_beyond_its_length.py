@@ -13,7 +13,7 @@
 # %% [markdown]
 # # A pretrained model beyond its length
 #
-# Weights of Llama, SmolLM, Qwen 3 or OLMo 2 become a run: what does the model lose beyond the
+# Weights of Llama, Mistral, Qwen, OLMo or SmolLM become a run: what does the model lose beyond the
 # length it was trained on, and what does a scaling of its frequencies give back? `SOURCE` is a
 # directory with `config.json` and `*.safetensors`, or a name such as
 # `hf:HuggingFaceTB/SmolLM2-135M`. Without one a tiny random model stands in, so that every cell

@@ -16,6 +16,11 @@ import numpy as np
 from fope_jax.spelling import likely
 
 _UNIONS = (Union, types.UnionType)
+# How values of these types are written in a configuration.
+_SPECIFICATIONS = {
+    "PositionEmbedding": "{'method': 'rope'}",
+    "Scaling": "{'scaling': 'ntk', 'factor': 4.0}",
+}
 # Errors of `ast.literal_eval`, also for text that is nested too deeply or has a list as a key.
 NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
@@ -65,6 +70,9 @@ def convert(key: str, value: Any, kind: Any) -> Any:
     is_accepted, result = _convert(value, kind)
     if not is_accepted:
         accepted = "True or False" if kind is bool else type_text(kind)
+        for name, spec in _SPECIFICATIONS.items():
+            if name in accepted:
+                accepted += f", as [{spec}]" if "list of" in accepted else f", as {spec}"
         raise ConfigError(f"config.{key} = {value!r}{_found(value, kind)}; accepted: {accepted}")
     return result
 

@@ -143,7 +143,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
     {'position': 'rope', 'seed': 0, 'smoke': True}
     """
     values = dict(defaults)
-    for item in filter(None, arg.split(",")):
+    for item in filter(None, map(str.strip, arg.split(","))):
         key, equals, text = item.partition("=")
         if key not in defaults:
             raise ConfigError(
@@ -174,6 +174,12 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         else:
             kinds = field_types(SECTIONS[section]) if section in SECTIONS else TOP_LEVEL
             kind = kinds.get(field if section in SECTIONS else key)
+            if kind is None and key in (*SECTIONS, "position"):
+                example = "method" if key == "position" else next(iter(field_types(SECTIONS[key])))
+                raise ConfigError(
+                    f"config.{key} is a section; accepted: one of its keys, as "
+                    f"--config.{key}.{example}=VALUE"
+                )
             if kind is None:
                 raise unknown_key(key)
             value = parse_value(key, text, kind)

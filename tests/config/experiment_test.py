@@ -132,7 +132,12 @@ def test_the_training_length_is_stated_once(spec):
         ("trian.length=5", r"config.trian.length is unknown \(nearest: train.length\)"),
         ("model.steps=5", r"config.model.steps is unknown \(nearest: train.steps\)"),
         ("sede=5", r"config.sede is unknown \(nearest: seed\)"),
-        ("train=5", r"config.train is unknown"),
+        ("train=5", r"config.train is a section; .* as --config.train.steps=VALUE"),
+        ("position=rope", r"config.position is a section; .* as --config.position.method=VALUE"),
+        (
+            "position.scaling=ntk",
+            r"'ntk' is str; accepted: list of Scaling, as \[\{'scaling': 'ntk'",
+        ),
         ("seed=-1", r"config.seed = -1; accepted: 0 to 4294967295"),
         (f"seed={2**32}", r"config.seed = 4294967296; accepted: 0 to 4294967295"),
         (f"seed={2**64}", r"config.seed = 18446744073709551616; accepted: 0 to 4294967295"),
@@ -296,7 +301,7 @@ def test_nothing_touches_a_device(spec, monkeypatch):
 def test_arguments_of_a_file():
     defaults = {"position": "fope", "seed": 0, "smoke": False, "rate": 1.0}
     assert parse_arg("", **defaults).to_dict() == defaults
-    parsed = parse_arg("seed=4,smoke,rate=2", **defaults)
+    parsed = parse_arg("seed=4, smoke,rate=2", **defaults)
     assert (parsed.seed, parsed.smoke, parsed.rate) == (4, True, 2.0)
     with pytest.raises(ConfigError, match=r"'sede' is unknown \(nearest: seed\); accepted: posi"):
         parse_arg("sede=1", **defaults)

@@ -35,11 +35,13 @@ def check_switches(method: Any) -> None:
 
 
 def check_hashable(method: Any) -> None:
-    """Raises ValueError for a knob that is a list or an array.
+    """Raises ValueError for a knob that is a list or an array and part of the method's hash.
 
     Flax and `jax.jit` compare and hash a method to tell programs apart, which neither allows.
     """
     for field in dataclasses.fields(method):
+        if not (field.compare if field.hash is None else field.hash):
+            continue
         value = getattr(method, field.name)
         try:
             hash(value)

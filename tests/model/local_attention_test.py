@@ -1,7 +1,7 @@
 """Windows, chunks, sinks, a second version for far keys and running sums, in every path."""
 
 import functools
-from dataclasses import make_dataclass
+from dataclasses import field, make_dataclass
 
 import hypothesis
 import jax
@@ -428,6 +428,10 @@ def test_a_knob_that_cannot_be_hashed_is_named(slopes):
     cls = make_dataclass("Own", [("slopes", object)], bases=(NoPE,), frozen=True)
     with pytest.raises(ValueError, match=r"Own.slopes = .* is a (list|ndarray); accepted: a num"):
         layer_pattern(TransformerConfig(**SIZES, num_layers=4), cls(slopes))
+    unseen = make_dataclass(
+        "Own", [("slopes", object, field(hash=False))], bases=(NoPE,), frozen=True
+    )
+    layer_pattern(TransformerConfig(**SIZES, num_layers=4), unseen(slopes))
 
 
 def test_a_window_is_stated_once():

@@ -110,7 +110,7 @@ def check_chain(scaling: Any) -> tuple[Scaling, ...]:
     """The chain as a tuple; ValueError for a non-scaling, a repeated one, or two that stretch."""
     if isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling}: expected a tuple of scalings, write ({scaling},)")
-    chain = (scaling,) if isinstance(scaling, str) else tuple(scaling)
+    chain: tuple[Any, ...] = (scaling,) if isinstance(scaling, str) else tuple(scaling)
     for step in chain:
         if not isinstance(step, Scaling):
             raise ValueError(

@@ -198,7 +198,8 @@ def train(arguments: argparse.Namespace) -> None:
         "--results",
         type=local_path,
         metavar="DIR",
-        help="keep each run's rows as DIR/NAME.jsonl; of --only not those of what they extend",
+        help="keep each run's rows as DIR/NAME.jsonl, with those of `fope evaluate --as` beside "
+        "them; after --only not those of the runs that are extended",
     ),
     option("--dry-run", action="store_true", help="print the commands and do nothing"),
 )
@@ -214,8 +215,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     DIR/NAME.log. At the end stands the verdict; every table and figure is in DIR/report/index.html.
     """
     from fope_jax.extras import require
-    from fope_jax.report.results import write_results
-    from fope_jax.report.rows import read_run
+    from fope_jax.report.results import results_name, write_results
+    from fope_jax.report.rows import read_runs, read_with_variants
     from fope_jax.report.tables import text_tables
     from fope_jax.report.verdict import verdict
     from fope_jax.sweep.queue import run_sweep
@@ -238,26 +239,27 @@ def sweep(arguments: argparse.Namespace) -> None:
 
     def keep(name: str) -> None:
         if arguments.results and name in names:
-            write_results(read_run(workdir / name), arguments.results / f"{name}.jsonl")
+            for run in read_with_variants(workdir / name):
+                write_results(run, arguments.results / results_name(run))
 
     run_sweep(planned, workdir, jobs=arguments.jobs, keep=keep)
-    runs = [read_run(workdir / run.name) for run in planned]
-    page = _page_of_sweep(workdir, [run.path for run in runs])
+    directories = [workdir / run.name for run in planned]
+    runs, page = read_runs(directories), _page_of_sweep(workdir, directories)
     print(f"\n{verdict(runs).text() or text_tables(runs)}\n\nreport in {page}")
 
 
 def _page_of_sweep(workdir: Path, directories: Sequence[Path]) -> Path:
-    """The page of these runs, drawn unless it is there and none has been made since."""
+    """The page of these runs, drawn unless it is there and none has new rows since."""
+    from fope_jax.evaluate.metrics import METRICS
     from fope_jax.report.page import write_report
     from fope_jax.storage.files import read_json, write_json
     from fope_jax.sweep.progress import duration
-    from fope_jax.sweep.queue import DONE
 
     page, drawn = workdir / "report" / "index.html", workdir / "report" / "runs.json"
-    stamps = {directory.name: read_json(directory / DONE)["seconds"] for directory in directories}
-    if not page.is_file() or not drawn.is_file() or read_json(drawn) != stamps:
+    sizes = {each.name: (each / METRICS).stat().st_size for each in directories}
+    if not page.is_file() or not drawn.is_file() or read_json(drawn) != sizes:
         began = time.perf_counter()
         page = write_report(directories, page.parent)
-        write_json(drawn, stamps)
+        write_json(drawn, sizes)
         print(f"the page is drawn in {duration(time.perf_counter() - began)}")
     return page

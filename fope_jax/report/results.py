@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -15,10 +16,19 @@ from fope_jax.report.rows import RESULTS_KIND, Row, Run
 from fope_jax.storage.files import write_text
 
 _IDENTITY = ("name", "seed", "parameters", "position", "data", "started", "commit", "versions")
-FACTS = (*_IDENTITY, "machine", "cpus", "devices")  # kept of run.json
+FACTS = (*_IDENTITY, "as", "machine", "cpus", "devices")  # kept of run.json
 DOCUMENTS_KEPT = 20  # with more, rows are summed over documents
 DIGEST = "documents_digest"  # of summed rows: which documents they are of
 _SUMS = ("windows", "nats", "tokens", "bytes", "correct")
+
+
+def results_name(run: Run) -> str:
+    """The file of a run's rows: NAME.jsonl, of a variant NAME_as_METHOD.jsonl.
+
+    >>> results_name(Run(Path("runs/rope_0 as yarn:factor=2"), {}, {}, (), 3))
+    'rope_0_as_yarn_factor_2.jsonl'
+    """
+    return re.sub(r"[^\w.+-]+", "_", run.path.name) + ".jsonl"
 
 
 def write_results(run: Run, path: Path) -> None:

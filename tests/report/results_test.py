@@ -6,8 +6,8 @@ import pytest
 
 from fope_jax.report.comparison import Comparison, check_comparable, comparisons
 from fope_jax.report.page import write_report
-from fope_jax.report.results import add_up_documents, write_results
-from fope_jax.report.rows import ReportError, read_run
+from fope_jax.report.results import add_up_documents, results_name, write_results
+from fope_jax.report.rows import ReportError, read_run, read_with_variants
 from fope_jax.report.sums import add_up
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -27,6 +27,19 @@ def test_the_file_stands_for_the_directory(make_run, tmp_path):
     assert '"command"' not in text
     page = write_report([tmp_path / "kept" / "rope_2.jsonl"], tmp_path / "out")
     assert "0123abc" in page.read_text()
+
+
+def test_what_a_run_is_without_training_has_a_file_of_its_own(synthetic, make_run, tmp_path):
+    rows = synthetic.rows_of("rope", 0)
+    scored = [row | {"as": "yarn:factor=2", "variant": "rope as yarn:factor=2"} for row in rows]
+    variant = read_with_variants(make_run("rope", rows=[*rows, *scored]))[1]
+    path = tmp_path / results_name(variant)
+    assert path.name == "rope-0_as_yarn_factor_2.jsonl"
+    write_results(variant, path)
+    kept = read_run(path)
+    assert (kept.variant, kept.step) == ("rope as yarn:factor=2", variant.step)
+    assert kept.info["as"] == variant.info["as"] and kept.info["as"]["run"] == "rope"
+    assert list(kept.rows) == [row for row in variant.rows if row["kind"] != "time"]
 
 
 def test_parents_are_found_among_files(make_run, tmp_path):

@@ -107,13 +107,17 @@ def test_the_rows_of_what_is_extended_are_not_written_again(tmp_path, monkeypatc
             keep(run.name) for run in planned
         ],
         "fope_jax.report.results.write_results": lambda run, path: kept.append(path.name),
-        "fope_jax.report.rows.read_run": lambda path: SimpleNamespace(path=path),
+        "fope_jax.report.rows.read_with_variants": lambda path: [
+            SimpleNamespace(path=path),
+            SimpleNamespace(path=path.with_name(f"{path.name} as yarn:factor=4")),
+        ],
+        "fope_jax.report.rows.read_runs": lambda paths: [],
         "fope_jax.report.verdict.verdict": lambda runs: SimpleNamespace(text=lambda: "done"),
         "fope_jax.command_line.train._page_of_sweep": lambda workdir, runs: workdir,
     }.items():
         monkeypatch.setattr(name, stand_in)
     assert main([*command, "--results", str(tmp_path / "results")]) == 0
-    assert kept == ["b.jsonl"]
+    assert kept == ["b.jsonl", "b_as_yarn_factor_4.jsonl"]
 
 
 A = Train("a", QUICK)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import ends, late_loss, mean, minus, passkeys, starred
+from experiments.check.rows import ends, late_loss, mean, minus, passkeys
 
 LENGTH = 128
 TWICE, FOUR, EIGHT = 2 * LENGTH, 4 * LENGTH, 8 * LENGTH
@@ -12,8 +12,7 @@ AFTER = 1_200  # updates of 1,500, whose losses choose no rate
 VARIANTS = {"RoPE": "rope", "floor alone": "floor", "FoPE": "fope", "ALiBi": "alibi"}
 VARIANTS |= {"NoPE": "nope"}
 READ_AS = {f"RoPE, read as YaRN {n}": f"rope as yarn:factor={n}" for n in (2, 4)}
-KEYS = passkeys("passkey/results/*.jsonl", VARIANTS, LENGTH, BEYOND, "compact")
-UNTRAINED = KEYS._replace(pattern="passkey/read_as/*.jsonl", variants=READ_AS)
+KEYS = passkeys("passkey/results/*.jsonl", VARIANTS | READ_AS, LENGTH, BEYOND, "compact")
 right, apart, extremes, trials = KEYS.right, KEYS.apart, KEYS.extremes, KEYS.trials
 
 
@@ -21,11 +20,7 @@ def cells(header: list[str], row: list[str]) -> list:
     """Percent of keys found at each length, and the differences over those beyond L."""
     name = row[0]
     contexts = [int(column.replace(",", "")) for column in header[1:6]]
-    if name in READ_AS:
-        return [None, *(mean(UNTRAINED.right(name, c)) for c in contexts), "", ""]
-    others = ("RoPE", "floor alone")
-    differences = ["" if other == name else starred(apart(name, other), 1) for other in others]
-    return [None, *(mean(right(name, c)) for c in contexts), *differences]
+    return [None, *(mean(right(name, c)) for c in contexts), *KEYS.differences(name)]
 
 
 def depths(header: list[str], row: list[str]) -> list:
@@ -51,7 +46,66 @@ def rates(header: list[str], row: list[str]) -> list:
     return [None, *(late_loss(file, AFTER) for file in files)]
 
 
-CLAIMS: tuple[Claim, ...] = ()
+CLAIMS: tuple[Claim, ...] = (
+    Claim("Percent of {} keys a seed and length", lambda: [trials()]),
+    Claim(
+        "with {}% at L in its worst seed. NoPE is not, with {}%",
+        lambda: [
+            min(extremes(name, LENGTH)[0] for name in VARIANTS if name != "NoPE"),
+            mean(right("NoPE", LENGTH)),
+        ],
+    ),
+    Claim(
+        "**RoPE finds {}% at L and {}% at twice L**, none beyond",
+        lambda: [mean(right("RoPE", LENGTH)), mean(right("RoPE", TWICE))],
+    ),
+    Claim(
+        "{}% at twice L, from {} to {}% by seed, {}% at four times and {}% at eight times L: "
+        "{} ± {} points more than RoPE over all lengths beyond L",
+        lambda: [
+            mean(right("FoPE", TWICE)),
+            *extremes("FoPE", TWICE),
+            mean(right("FoPE", FOUR)),
+            mean(right("FoPE", EIGHT)),
+            *ends(apart("FoPE", "RoPE")),
+        ],
+    ),
+    Claim(
+        "The floor alone finds {}% at twice L, {} ± {} points more than RoPE beyond L; FoPE is "
+        "{} ± {} points ahead of it",
+        lambda: [
+            mean(right("floor alone", TWICE)),
+            *ends(apart("floor alone", "RoPE")),
+            *ends(apart("FoPE", "floor alone")),
+        ],
+    ),
+    Claim(
+        "{}, {} and {}% at two, four and eight times L, {} ± {} points more than FoPE over all",
+        lambda: [
+            *(mean(right("ALiBi", c)) for c in (TWICE, FOUR, EIGHT)),
+            *ends(apart("ALiBi", "FoPE")),
+        ],
+    ),
+    Claim(
+        "At four times L FoPE finds {} ± {} points more of the keys at depth 0.1 than at 0.9, at "
+        "eight times L ALiBi {} ± {} points fewer",
+        lambda: [
+            *early_over_late("FoPE", FOUR),
+            *(
+                sign * end
+                for sign, end in zip((-1, 1), early_over_late("ALiBi", EIGHT), strict=True)
+            ),
+        ],
+    ),
+    Claim(
+        "YaRN with factor 2 finds {}% at twice L, and {}% at L, with factor 4 {}% at four times L",
+        lambda: [
+            mean(right("RoPE, read as YaRN 2", TWICE)),
+            mean(right("RoPE, read as YaRN 2", LENGTH)),
+            mean(right("RoPE, read as YaRN 4", FOUR)),
+        ],
+    ),
+)
 
 PAGE = Page(
     path="experiments/passkey/README.md",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from experiments.books_to_web import claims as books_to_web
 from experiments.check.claims import Below, Claim, Page
-from experiments.check.rows import ends, minus
+from experiments.check.rows import ends, mean, minus
 from experiments.extrapolation import claims as extrapolation
 from experiments.fope_ablations import claims as ablations
+from experiments.passkey import claims as passkey
 from experiments.pretrained import claims as pretrained
 from experiments.qk_norm import claims as norms
 from experiments.recall_controls import claims as controls
@@ -28,6 +29,14 @@ def floor_costs() -> list[float]:
     return [pretrained.at("clip", 6, 8) - pretrained.at("rope", 6, 8)]
 
 
+def keys(*cells: tuple[str, int]) -> list[float]:
+    """Percent of passkeys found by a variant at a multiple of L."""
+    return [mean(passkey.right(name, times * passkey.LENGTH)) for name, times in cells]
+
+
+YARN = "RoPE, read as YaRN 2"
+ON_FRONT = ("RoPE", "FoPE", "floor alone", "ALiBi")
+
 FRONT = Page(
     path="README.md",
     claims=(
@@ -46,6 +55,12 @@ FRONT = Page(
                 *ends(longer.apart("FoPE", "floor alone")),
                 *ends(longer.apart("floor alone", "RoPE")),
             ],
+        ),
+        Claim(
+            "RoPE finds {}% at its training length and {}% at twice that, FoPE {} and {}%, its "
+            "floor alone {} and {}%, ALiBi {} and {}%. Read as YaRN with factor 2, without "
+            "training, the RoPE models find {}% there",
+            lambda: keys(*((name, times) for name in ON_FRONT for times in (1, 2)), (YARN, 2)),
         ),
         Claim(
             "at 8 times the training length ALiBi's loss on books is below FoPE's by {} ± {} nats "
@@ -93,6 +108,19 @@ FINDINGS = Page(
                 *ends(longer.apart("FoPE", "floor alone")),
             ],
         ),
+        Claim(
+            "with RoPE {}% at 2L, with FoPE {}% there (its floor alone {}%) and {}% at 4L, with "
+            "ALiBi {}% and {}%; RoPE read as YaRN with factor 2, without training, {}% at 2L",
+            lambda: keys(
+                ("RoPE", 2),
+                ("FoPE", 2),
+                ("floor alone", 2),
+                ("FoPE", 4),
+                ("ALiBi", 2),
+                ("ALiBi", 4),
+                (YARN, 2),
+            ),
+        ),
         Claim("the floor of 8,192 alone costs {} nats without training", floor_costs),
     ),
     exempt={
@@ -124,7 +152,32 @@ ITEMS = Page(
                 tournament.trials() / 3,
             ],
         ),
-        Claim("holds: {}, {}, {}, {} and {}% at L to 16L", lambda: recall("ALiBi", 1, 2, 4, 8, 16)),
+        Claim(
+            "holds: {}% at L, {}% at 2L, none beyond; of the four methods that learn them RoPE "
+            "falls most | five seeds of {} keys a length",
+            lambda: [*keys(("RoPE", 1), ("RoPE", 2)), passkey.trials()],
+        ),
+        Claim(
+            "holds: {}, {}, {}, {} and {}% of passkeys at L to 16L; of recall {}, {}, {}, {} and "
+            "{}% at L to 16L",
+            lambda: [
+                *keys(*(("ALiBi", times) for times in (1, 2, 4, 8, 16))),
+                *recall("ALiBi", 1, 2, 4, 8, 16),
+            ],
+        ),
+        Claim(
+            "above RoPE's beyond L holds ({} ± {} points), below ALiBi's too ({} ± {}, where the "
+            "paper has FoPE above); stable not here: {}% at L, {}, {} and {}% at 2L, 4L and 8L | "
+            "five seeds, at 2L from {} to {}%; over the floor alone {} ± {}; RoPE and FoPE "
+            "find less than 95% at L in two of the seeds",
+            lambda: [
+                *ends(passkey.apart("FoPE", "RoPE")),
+                *ends(passkey.apart("ALiBi", "FoPE")),
+                *keys(("FoPE", 1), ("FoPE", 2), ("FoPE", 4), ("FoPE", 8)),
+                *passkey.extremes("FoPE", passkey.TWICE),
+                *ends(passkey.apart("FoPE", "floor alone")),
+            ],
+        ),
         Claim(
             "beyond L holds ({} ± {} points, tournament); stable not here: {}% at L, {}% at 2L, "
             "{}% at 16L",
@@ -276,6 +329,8 @@ ITEMS = Page(
         "settings": [
             "| 0.1 M, 64 tokens |",
             "| 0.1 M, 64 |",
+            "| 0.1 M, 128 bytes |",
+            "| 0.1 M, 128 and 64 |",
             "| 1.2 M, 128 |",
             "| 1.2 M, 128, then 256 |",
             "60 M to 1.2 B",

@@ -249,17 +249,21 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 
 def _page_of_sweep(workdir: Path, directories: Sequence[Path]) -> Path:
-    """The page of these runs, drawn unless it is there and none has new rows since."""
+    """The page of these runs, drawn unless none has been made or evaluated since it was."""
     from fope_jax.evaluate.metrics import METRICS
     from fope_jax.report.page import write_report
     from fope_jax.storage.files import read_json, write_json
     from fope_jax.sweep.progress import duration
+    from fope_jax.sweep.queue import DONE
 
     page, drawn = workdir / "report" / "index.html", workdir / "report" / "runs.json"
-    sizes = {each.name: (each / METRICS).stat().st_size for each in directories}
-    if not page.is_file() or not drawn.is_file() or read_json(drawn) != sizes:
+    stamps = {
+        each.name: [read_json(each / DONE)["seconds"], (each / METRICS).stat().st_size]
+        for each in directories
+    }
+    if not page.is_file() or not drawn.is_file() or read_json(drawn) != stamps:
         began = time.perf_counter()
         page = write_report(directories, page.parent)
-        write_json(drawn, sizes)
+        write_json(drawn, stamps)
         print(f"the page is drawn in {duration(time.perf_counter() - began)}")
     return page

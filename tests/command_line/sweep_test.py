@@ -27,6 +27,7 @@ def test_the_page_is_drawn_again_after_a_run_alone(tmp_path, drawn, capsys):
     def done(name, seconds):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "sweep.json").write_text(json.dumps({"seconds": seconds}))
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
         return tmp_path / name
 
     runs = [done("a", 1.5), done("b", 2.5)]
@@ -42,3 +43,7 @@ def test_the_page_is_drawn_again_after_a_run_alone(tmp_path, drawn, capsys):
     (tmp_path / "report" / "index.html").unlink()
     _page_of_sweep(tmp_path, runs[:1])
     assert len(drawn) == 4
+    (tmp_path / "a" / "metrics.jsonl").write_text("{}\n{}\n")  # `fope evaluate --as`
+    _page_of_sweep(tmp_path, runs[:1])
+    _page_of_sweep(tmp_path, runs[:1])
+    assert len(drawn) == 5

@@ -263,13 +263,11 @@ def bias_at(
             if {n for value in variables.values() for n in jnp.shape(value)} & set(block) - {1}:
                 _check_other_block(method, variables, q_positions, k_positions)
         except KeyError as error:
-            if not error.args or error.args[0] in variables:
-                raise
-            raise ValueError(
-                f"{type(method).__name__}.bias reads variables[{error.args[0]!r}], given are "
-                f"{', '.join(variables) or 'none'}; method.init(key, shape).at_layer(0) has those "
-                "of the first layer"
-            ) from error
+            error.add_note(
+                f"{type(method).__name__}.bias was given {', '.join(variables) or 'no variables'}; "
+                "method.init(key, shape).at_layer(0) has those of the first layer"
+            )
+            raise
         except (TypeError, ValueError) as error:
             if not variables or "broadcast" not in str(error):
                 raise

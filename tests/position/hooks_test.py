@@ -140,12 +140,11 @@ def test_heads_that_variable_axes_leaves_out_are_named():
             bias_of_heads(Slopes(), variables, positions, positions)
 
 
-def test_a_variable_that_is_missing_is_named():
+def test_a_variable_that_is_missing_is_told_beside_those_given():
     positions = jnp.arange(4)[None]
-    with pytest.raises(
-        ValueError, match="ALiBi.bias reads variables.*'slopes'.*, given are none; "
-    ):
+    with pytest.raises(KeyError, match="slopes") as caught:
         bias_of_heads(ALiBi(), {}, positions, positions)
+    assert "ALiBi.bias was given no variables; method.init" in caught.value.__notes__[0]
 
 
 @dataclass(frozen=True)

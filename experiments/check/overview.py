@@ -236,9 +236,12 @@ ITEMS = Page(
             ],
         ),
         Claim(
-            "holds against factor 16 (by {} ± {} at 2L, {} ± {} at 16L); against factor 2 at 2L "
+            "in the paper's order (factor 16 after the clip) not resolved at 2L ({} ± {}), at 16L "
+            "holds (by {} ± {}); scaled first by {} ± {} and {} ± {}; against factor 2 at 2L "
             "({} ± {}), at 16L the opposite ({} ± {})",
             lambda: [
+                *ends(extended("FoPE", "YaRN 16 after the clip", "FoPE", 2 * LENGTH)),
+                *ends(extended("FoPE", "YaRN 16 after the clip", "FoPE", LONGEST)),
                 *ends(extended("FoPE", "YaRN 16", "FoPE", 2 * LENGTH)),
                 *ends(extended("FoPE", "YaRN 16", "FoPE", LONGEST)),
                 *ends(extended("FoPE", "YaRN", "FoPE", 2 * LENGTH)),

@@ -29,10 +29,13 @@ VARIANTS = {
     "RoPE, then YaRN 16 at 2L": "rope+yarn16-256",
     "RoPE, then FoPE at 2L": "rope+fope-256",
     "FoPE": "fope",
+    "FoPE, then unchanged at 2L": "fope+same-256",
     "FoPE, then YaRN at 2L": "fope+yarn-256",
     "FoPE, then YaRN 16 at 2L": "fope+yarn16-256",
+    "FoPE, then YaRN 16 after the clip at 2L": "fope+yarn16-after-clip-256",
     "FoPE, then FoPE at 2L": "fope+fope-256",
 }
+AFTER_CLIP = "FoPE, then YaRN 16 after the clip at 2L"
 LOSSES = Losses(ROWS, VARIANTS, LENGTH, LONGEST)
 at, gap, behind = LOSSES.at, LOSSES.gap, LOSSES.behind
 
@@ -137,11 +140,28 @@ CLAIMS = (
         ],
     ),
     Claim(
+        "**In the paper's order** (factor 16 after the clip) YaRN and FoPE do not differ at 2L "
+        "({} ± {}), and FoPE is ahead by {} ± {} at 8L and {} ± {} at 16L",
+        lambda: [
+            *ends(behind(AFTER_CLIP, "FoPE, then FoPE at 2L", 2 * LENGTH)),
+            *ends(behind(AFTER_CLIP, "FoPE, then FoPE at 2L", 8 * LENGTH)),
+            *ends(behind(AFTER_CLIP, "FoPE, then FoPE at 2L", LONGEST)),
+        ],
+    ),
+    Claim(
+        "A FoPE model that merely goes on, its floor where it was, does not differ from it at 2L "
+        "({} ± {} behind) and is {} ± {} behind it at 16L",
+        lambda: [
+            *ends(behind("FoPE, then unchanged at 2L", "FoPE, then FoPE at 2L", 2 * LENGTH)),
+            *ends(behind("FoPE, then unchanged at 2L", "FoPE, then FoPE at 2L", LONGEST)),
+        ],
+    ),
+    Claim(
         "by {} ± {}, {} ± {} and {} ± {} at 4L, 8L and 16L (the texts",
         lambda: [end for times in (4, 8, 16) for end in ends(fope_on_news(times * LENGTH))],
     ),
     Claim(
-        "{} of {} pairs differs significantly at 16L on web pages and {} on news",
+        "{} of {} pairs differ significantly at 16L on web pages and {} on news",
         lambda: [significant_on("web"), len(at_the_longest()), significant_on("news")],
     ),
     Claim(
@@ -164,8 +184,8 @@ PAGE = Page(
             "(factor 16, no",
             "With factor 2 it ends",
             "With factor 16",
+            "(factor 16 after the clip)",
             "YaRN with factor 16 is ahead of FoPE",
-            "The paper, with factor 16,",
         ]
     },
     exempt_sections={"": "settings and times", "What this cannot show": "settings"},

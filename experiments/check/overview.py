@@ -265,7 +265,7 @@ ITEMS = Page(
                 *ends(ablations.behind(*ablations.SERIES, LONGEST)),
                 *ends(ablations.wider(*ablations.CLIP)),
                 *ends(ablations.wider("FoPE", ablations.FLOOR)),
-                *ends(ablations.wider("without the floor", "RoPE")),
+                *ends(ablations.released_series()),
                 *ends(ablations.behind(*ablations.CLIP, LENGTH)),
             ],
         ),

@@ -241,7 +241,7 @@ def bias_of_heads(
     Takes one layer's method and variables, with their head axes, and integer positions
     ``[B or 1, T]`` and ``[B or 1, S]``, any slices of the sequence. Returns ``[B, N, T, S]``
     float32; B is 1 if both positions have it, N is 1 if no variable has heads. Raises ValueError
-    for other shapes, a variable that is missing, and a bias that is not that of one head.
+    for other shapes and for a bias that is not that of one head, KeyError for a missing variable.
     """
     return bias_at(method, variables, *block_positions(q_positions, k_positions))
 
@@ -260,8 +260,7 @@ def bias_at(
     def of_one_head(variables: Variables) -> Array:
         try:
             bias = method.bias(variables, q_positions, k_positions)
-            if {n for value in variables.values() for n in jnp.shape(value)} & set(block) - {1}:
-                _check_other_block(method, variables, q_positions, k_positions)
+            _check_other_block(method, variables, q_positions, k_positions)
         except KeyError as error:
             error.add_note(
                 f"{type(method).__name__}.bias was given {', '.join(variables) or 'no variables'}; "
@@ -299,11 +298,13 @@ def _check_other_block(
 
     A variable of all heads would otherwise be taken for one of all keys where there are as many.
     """
-    taken = {n for value in variables.values() for n in jnp.shape(value)}
+    taken = {n for value in variables.values() for n in jnp.shape(value)} - {1}
+    if taken.isdisjoint(q_positions.shape + k_positions.shape):
+        return
     larger = max(taken) + 1
 
     def resized(positions: Array) -> jax.ShapeDtypeStruct:
-        shape = tuple(n + larger if n in taken - {1} else n for n in positions.shape)
+        shape = tuple(n + larger if n in taken else n for n in positions.shape)
         return jax.ShapeDtypeStruct(shape, positions.dtype)
 
     jax.eval_shape(method.bias, variables, resized(q_positions), resized(k_positions))

@@ -176,10 +176,10 @@ def choose(planned: Sequence[PlannedRun], patterns: Sequence[str]) -> list[Plann
 
 def with_parents(chosen: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The chosen runs of a sweep and those that they extend, parents first."""
-    needed: set[str] = set()
+    needed = {run.name for run in chosen}
     for run in reversed(planned):
-        if run in chosen or run.name in needed:
-            needed |= {run.name} | ({run.parent} if run.parent else set())
+        if run.name in needed and run.parent is not None:
+            needed.add(run.parent)
     return [run for run in planned if run.name in needed]
 
 

@@ -63,7 +63,7 @@ from fope_jax.spectrum import run as spectra
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, is_of_weights, split_step
 from fope_jax.train import loop
 from fope_jax.train.options import OVERRIDE
 from fope_jax.train.preemption import Preempted
@@ -582,7 +582,7 @@ def _parent_of(run: Run | Source) -> str:
 def _has_weights(directory: Path) -> bool:
     """Whether a directory has the config.json of a Hugging Face checkpoint."""
     path = directory / CONFIG
-    return path.is_file() and bool({"model_type", "architectures"} & read_json(path).keys())
+    return path.is_file() and is_of_weights(read_json(path))
 
 
 def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:

@@ -34,7 +34,7 @@ from fope_jax.config.fields import (
 from fope_jax.position.registry import import_module, import_modules
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import expand_home
-from fope_jax.storage.run_paths import CONFIG
+from fope_jax.storage.run_paths import CONFIG, is_of_weights
 
 logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         values = read_json(Path(path))
     except ValueError as error:
         raise ConfigError(f"configuration file {error}") from error
-    if "model_type" in values:
+    if is_of_weights(values):
         raise ConfigError(
             f"configuration file {path} is that of a Hugging Face checkpoint; "
             "`fope import DIR --workdir RUN` makes a run of one"

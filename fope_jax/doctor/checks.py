@@ -15,7 +15,15 @@ from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json
 from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, IMPORTED, LINEAGE, RUN, split_step
+from fope_jax.storage.run_paths import (
+    CHECKPOINTS,
+    CONFIG,
+    IMPORTED,
+    LINEAGE,
+    RUN,
+    is_of_weights,
+    split_step,
+)
 
 QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
@@ -127,7 +135,7 @@ def _check_config(run: Path) -> tuple[Check, Any]:
     except ValueError as error:
         problem = str(error) if str(path) in str(error) else f"{path}: {error}"
         finding = Finding(problem, "bring the file back, or put the value right")
-        if "model_type" in values:
+        if is_of_weights(values):
             advice = f"make a run of it: fope import {run} --workdir RUN"
             finding = Finding(f"{path} is of a checkpoint of Hugging Face, no run", advice)
         return Check("config", "cannot be built", [finding]), None

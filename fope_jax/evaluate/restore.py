@@ -22,7 +22,7 @@ from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import has_gguf_magic
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN
+from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN, is_of_weights
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_experiment(workdir: Path) -> Experiment:
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} is no run: {_describe_other_path(workdir)}")
     values = read_json(path)
-    if {"model_type", "architectures"} & values.keys():
+    if is_of_weights(values):
         raise ConfigError(
             f"{workdir} is no run but a checkpoint of Hugging Face; `fope import {workdir} "
             f"--workdir RUN` makes a run of it, `fope extend hf:{workdir}` goes on from it"

@@ -9,7 +9,7 @@ from typing import Any
 
 from fope_jax.storage.files import read_json, read_json_lines
 from fope_jax.storage.paths import as_path, resolve_path
-from fope_jax.storage.run_paths import split_step
+from fope_jax.storage.run_paths import is_of_weights, split_step
 
 Row = dict[str, Any]
 
@@ -188,7 +188,7 @@ def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
         what = "there is no config.json" if path.exists() else "there is no such directory"
         raise ReportError(f"{path} is no run: {what}")
     config = _read_json(path / "config.json")
-    if "model_type" in config:
+    if is_of_weights(config):
         raise ReportError(
             f"{path} is no run but a checkpoint of Hugging Face; "
             f"`fope import {path} --workdir RUN` makes a run of it"

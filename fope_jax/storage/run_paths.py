@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fope_jax.storage.paths import as_path
 
@@ -11,6 +13,11 @@ CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
+
+
+def is_of_weights(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json belongs to weights of Hugging Face, which name their files alike."""
+    return "model_type" in config or "architectures" in config
 
 
 def split_step(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:

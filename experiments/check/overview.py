@@ -211,12 +211,19 @@ ITEMS = Page(
             lambda: ends(books_to_web.behind("fope", "alibi", LONGEST)),
         ),
         Claim(
+            "Now {}% of recall is right at L, and perplexity grows by {}% to 16L",
+            lambda: [
+                tournament.percent("sinusoidal", tournament.SHORT),
+                tournament.growth("sinusoidal"),
+            ],
+        ),
+        Claim(
             "the hidden states hold no position (below {}% of their energy)",
             lambda: [Below(spectra.most_locked())],
         ),
         Claim(
-            "spectra, {} runs of {} variants | 1.2 M, 128 | not resolved: their energy correlates "
-            "with the gap over all (r = {}, from {} to {}), not significantly among the {} "
+            "spectra, {} runs of {} variants | 1.2 M, 128 | holds as a correlation: of their "
+            "energy with the gap over all (r = {}, from {} to {}), and barely among the {} "
             "variants that have any ({}, from {} to {})",
             lambda: [
                 *spectra.undertrained_correlation(),
@@ -265,7 +272,7 @@ ITEMS = Page(
                 *ends(ablations.behind(*ablations.SERIES, LONGEST)),
                 *ends(ablations.wider(*ablations.CLIP)),
                 *ends(ablations.wider("FoPE", ablations.FLOOR)),
-                *ends(ablations.released_series()),
+                *ends(ablations.wider("without the floor", "RoPE")),
                 *ends(ablations.behind(*ablations.CLIP, LENGTH)),
             ],
         ),

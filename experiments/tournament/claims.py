@@ -45,7 +45,7 @@ VARIANTS = {
 }
 LOSSES = Losses(BOOKS, VARIANTS, LENGTH, LONGEST)
 books, gap, behind = LOSSES.at, LOSSES.gap, LOSSES.behind
-LAST = ("sinusoidal", "FIRE", "NoPE")  # in one row of the table of recall
+LAST = ("FIRE", "NoPE")  # in one row of the table of recall
 
 
 # ---------------------------------------------------------------------------- books
@@ -268,6 +268,13 @@ CLAIMS = (
         ],
     ),
     Claim(
+        "sinusoidal already at 2L: {}% at depth 0.1 and at most {}% from 0.3 on",
+        lambda: [
+            at_depth("sinusoidal", 2 * SHORT, 0.1),
+            max(at_depth("sinusoidal", 2 * SHORT, depth) for depth in (0.3, 0.5, 0.7, 0.9)),
+        ],
+    ),
+    Claim(
         "its lead over FoPE and CoPE is not significant ({} ± {} and {} ± {} points)",
         lambda: [*ends(apart("KERPLE", "FoPE")), *ends(apart("KERPLE", "CoPE"))],
     ),
@@ -285,11 +292,14 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "NoPE and T5 grow by {}% and {}% and are behind RoPE at L by {} to {} nats",
+        "NoPE and T5 grow by {}% and {}% and are behind RoPE at L by {} to {} nats, sinusoidal "
+        "grows by {}% and is behind by {} ± {}",
         lambda: [
             growth("NoPE"),
             growth("T5"),
             *sorted(mean(behind(name, "RoPE", LENGTH)) for name in ("NoPE", "T5")),
+            growth("sinusoidal"),
+            *ends(behind("sinusoidal", "RoPE", LENGTH)),
         ],
     ),
     Claim(
@@ -324,7 +334,7 @@ PAGE = Page(
         "settings": [
             "* it leaves out 0.",
             "128 to 1,024 together",
-            "sinusoids of amplitude 1 beside embeddings of 0.02",
+            "Those of amplitude 1 beside embeddings of 0.02",
             "theta = 500,000",
             "1,500 updates",
             "of 16 keys",

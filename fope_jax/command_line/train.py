@@ -219,6 +219,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fope_jax.report.rows import read_runs, read_with_variants
     from fope_jax.report.tables import text_tables
     from fope_jax.report.verdict import verdict
+    from fope_jax.sweep.kept_rows import check_kept_rows
     from fope_jax.sweep.queue import run_sweep
     from fope_jax.sweep.runs import choose, load_sweep, with_parents
 
@@ -236,6 +237,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     check_output(workdir / "report", "the report")
     if arguments.results:
         check_output(arguments.results, "the rows of the runs")
+        check_kept_rows(chosen, arguments.results)
 
     def keep(name: str) -> None:
         if arguments.results and name in names:

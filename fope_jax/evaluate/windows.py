@@ -6,12 +6,15 @@ Choices depend only on documents' lengths, so all variants are scored on the sam
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 
 from fope_jax.config import Experiment
+
+log = logging.getLogger(__name__)
 
 
 class TooShortError(ValueError):
@@ -53,17 +56,27 @@ def allowed_contexts(
 def context_lengths(experiment: Experiment, multiples: Collection[float], what: str) -> list[int]:
     """Training length times each of ``multiples``, sorted and unique.
 
+    A multiple as large as the training length is warned of: it may be meant as tokens.
+
     Raises:
       ValueError: one is no whole number of tokens, or the longest exceeds the limit of the position
         embedding; ``what`` asks for it.
     """
     contexts, beyond = allowed_contexts(experiment, multiples)
+    length, limit = experiment.train.length, experiment.position.limits.max_length
     if beyond:
-        length, limit = experiment.train.length, experiment.position.limits.max_length
         raise ValueError(
             f"{what} reach {beyond[-1]} tokens, but {type(experiment.position).__name__} is "
             f"defined for at most {limit}; evaluate multiples of train.length = {length} up to "
             f"{(limit or 0) // length}"
+        )
+    if large := [multiple for multiple in multiples if multiple >= length]:
+        log.warning(
+            "%s = %s count training lengths, not tokens: of %d tokens each, up to %s tokens",
+            what,
+            ", ".join(f"{multiple:g}" for multiple in large),
+            length,
+            f"{contexts[-1]:,}",
         )
     return contexts
 

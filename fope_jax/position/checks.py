@@ -109,6 +109,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 
+# What papers and other libraries call our methods and scalings; the first four are Hugging Face's.
+OTHER_NAMES = {
+    "default": "rope",
+    "linear": "position_interpolation",
+    "dynamic": "dynamic_ntk",
+    "su": "longrope",
+    "pi": "position_interpolation",
+    "rotary": "rope",
+    "none": "nope",
+}
+
+
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
     """Returns ``known[name]``; ValueError listing the known names if it is missing."""
     if name not in known:
@@ -119,10 +131,12 @@ def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
 def nearest(name: Any, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: a suggestion and the known names.
 
-    >>> nearest("rop", ["alibi", "rope"])
-    "; did you mean 'rope'? Known: alibi, rope"
+    >>> nearest("rop", ["alibi", "rope"]), nearest("rotary", ["alibi", "rope"])
+    ("; did you mean 'rope'? Known: alibi, rope", "; did you mean 'rope'? Known: alibi, rope")
     """
     known = list(known)
-    meant = likely(str(name), known)
+    meant = OTHER_NAMES.get(str(name))
+    if meant not in known:
+        meant = likely(str(name), known)
     advice = f"; did you mean {meant!r}?" if meant else "."
     return f"{advice} Known: {', '.join(known) or 'none'}"

@@ -14,7 +14,7 @@ from fope_jax.position import scaling as scalings
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
-from fope_jax.position.checks import find, nearest
+from fope_jax.position.checks import OTHER_NAMES, find, nearest
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
@@ -80,6 +80,9 @@ SCALINGS: dict[str, type[Scaling]] = {
     "p_rope": scalings.PRoPE,
 }
 
+# Values of knobs that hold methods, for the error where one is missing.
+EXAMPLES = {"inner": {"method": "rope"}, "methods": [{"method": "rope"}, {"method": "nope"}]}
+
 _REGISTRIES: dict[str, dict[str, type]] = {"method": METHODS, "scaling": SCALINGS}
 _BASES: dict[str, type] = {"method": PositionEmbedding, "scaling": Scaling}
 
@@ -118,11 +121,12 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
         example = {"method": "rope", "scaling": "yarn"}[key]
         raise ValueError(f"{key} = {name!r}; accepted: a name such as {example!r}")
     module, colon, path = name.partition(":")
-    if key == "method" and name not in METHODS and name in SCALINGS:
-        knobs = "".join(f", {knob!r}: .." for knob in required_knobs(SCALINGS[name]))
+    scaling = name if name in SCALINGS else OTHER_NAMES.get(name)
+    if key == "method" and name not in METHODS and scaling in SCALINGS:
+        knobs = "".join(f", {knob!r}: .." for knob in required_knobs(SCALINGS[scaling]))
         raise ValueError(
             f"{name!r} is a scaling of the frequencies of a method such as 'rope', whose knob "
-            f"scaling takes it: [{{'scaling': {name!r}{knobs}}}]"
+            f"scaling takes it: [{{'scaling': {scaling!r}{knobs}}}]"
         )
     if not colon:
         kind = {"method": "position embedding", "scaling": "scaling"}[key]
@@ -268,7 +272,8 @@ def _build_knobs(
             raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, known)}")
     for knob, is_required in known.items():
         if is_required and knob not in knobs:
-            raise ValueError(f"{name} needs the knob {knob!r}")
+            example = f", such as {EXAMPLES[knob]}" if knob in EXAMPLES else ""
+            raise ValueError(f"{name} needs the knob {knob!r}{example}")
     return {knob: from_spec(value, allow) for knob, value in knobs.items()}
 
 

@@ -15,8 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
-from fope_jax.config.fields import ConfigError
+from fope_jax.config import experiment_to_dict
 from fope_jax.position.registry import named_modules, to_spec
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
@@ -119,19 +118,12 @@ def core_shares(jobs: int) -> list[list[int]]:
 
 
 def _is_done(run: PlannedRun, workdir: Path) -> bool:
-    def as_json(values: Any) -> Any:
-        return json.loads(json.dumps(values))  # lists in place of tuples
-
-    directory, wanted = workdir / run.name, as_json(experiment_to_dict(run.experiment))
+    directory = workdir / run.name
     config, stamp = directory / CONFIG, directory / DONE
     # Without either, it is a failed start that may be overwritten.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
-        there = as_json(experiment_to_dict(build_experiment(read_json(config))))
-        if changes := incompatible_changes(there, wanted):
-            raise ConfigError(
-                f"{directory} holds another run than the sweep's; use another --workdir."
-                " Different:\n" + "\n".join(f"  {change}" for change in changes)
-            )
+        run.check_same(read_json(config), directory, "use another --workdir")
+    wanted = json.loads(json.dumps(experiment_to_dict(run.experiment)))  # lists for tuples
     return stamp.is_file() and read_json(stamp)["experiment"] == wanted
 
 

@@ -16,13 +16,21 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
+from fope_jax.config import (
+    Experiment,
+    build_experiment,
+    call_in_file,
+    experiment_to_dict,
+    incompatible_changes,
+    load_config,
+)
 from fope_jax.config.experiment import differing_values, flat_values
 from fope_jax.config.fields import ConfigError, nearest
 from fope_jax.extend.child import child_experiment
@@ -101,6 +109,20 @@ class PlannedRun:
     def command(self, workdir: Path) -> list[str]:
         """The arguments of ``fope`` for the run in ``workdir / name``."""
         return _command(self.run, workdir)
+
+    def check_same(self, config: Mapping[str, Any], path: Path, advice: str) -> None:
+        """Raises ConfigError if ``path`` holds a run of another ``config``, with ``advice``.
+
+        Keys that may change when a run resumes tell no two runs apart.
+        """
+        experiments = build_experiment(config), self.experiment
+        # As JSON, since a file has lists in place of tuples.
+        there, wanted = (json.loads(json.dumps(experiment_to_dict(e))) for e in experiments)
+        if changes := incompatible_changes(there, wanted):
+            raise ConfigError(
+                f"{path} holds another run than the sweep's; {advice}. Different:\n"
+                + "\n".join(f"  {change}" for change in changes)
+            )
 
 
 def _command(run: Run, workdir: Path) -> list[str]:

@@ -341,6 +341,14 @@ def test_default_lengths_beyond_the_position_embedding_are_left_out(own, caplog)
         plan("same-tokens", position=learned, evaluate={"lengths": (1, 2)})
 
 
+def test_lengths_that_look_like_tokens_are_warned_of(own, caplog):
+    (planned,) = plan("same-tokens", evaluate={"lengths": (1, 2)}).values()
+    assert planned["contexts"] == [32, 64] and "count training lengths" not in caplog.text
+    plan("passkey", evaluate={"passkey_lengths": (8, 64)})
+    told = "evaluate.passkey_lengths = 64 count training lengths, not tokens: of 32 tokens each, "
+    assert f"{told}up to 2,048 tokens" in caplog.text
+
+
 def test_an_extension_did_not_state_the_lengths_that_it_derived(own):
     """Of twice the length: half of the default ones. Stated by a run of its own they count."""
     derived = {"lengths": (1, 2, 4, 8), "passkey_trials": 0}

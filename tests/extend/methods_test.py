@@ -400,6 +400,7 @@ def test_every_pair_of_methods_is_decided():
     [
         (RoPE(), "yarn:factor=2", {}, "give knobs as --config.position.KNOB=VALUE"),
         (RoPE(), "yarm", {}, "unknown method 'yarm'; did you mean 'yarn'. Known: same, inner, n"),
+        (RoPE(), "linear", {}, "'linear'; did you mean 'position_interpolation'"),
         (RoPE(), "pi", {"length": 256}, "length=256: shorter than the 512 tokens the .* --allow-"),
         (
             RoPE(),

@@ -92,6 +92,16 @@ ERRORS = {
         lambda: make("yarn"),
         r"'yarn' is a scaling .* 'rope', .*: \[\{'scaling': 'yarn', 'factor': .., 'original_l",
     ),
+    "a scaling for a method, as Hugging Face calls it": (
+        lambda: make("linear"),
+        r"'linear' is a scaling .*: \[\{'scaling': 'position_interpolation', 'factor': ..\}\]",
+    ),
+    "a method as others call it": (lambda: make("rotary"), "'rotary'; did you mean 'rope'"),
+    "a scaling as others call it": (lambda: make_scaling("dynamic"), "did you mean 'dynamic_ntk'"),
+    "no method inside": (
+        lambda: make("rerope", window=8),
+        r"rerope needs the knob 'inner', such as \{'method': 'rope'\}",
+    ),
     "a class for a name": (lambda: make(RoPE), "method = <class .*RoPE'>; accepted: a name"),
     "unknown knob": (lambda: make("rope", thta=1.0), "unknown knob 'thta' of rope.*mean 'theta'"),
     "unknown preset": (

@@ -1,16 +1,18 @@
 """A sweep is checked whole before anything of it is run."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from fope_jax.config import load_config
+from fope_jax.config import experiment_to_dict, load_config
 from fope_jax.config.fields import ConfigError
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
+from fope_jax.sweep.kept_rows import check_kept_rows
 from fope_jax.sweep.runs import (
     Extend,
     Train,
@@ -118,6 +120,24 @@ def test_the_rows_of_what_is_extended_are_not_written_again(tmp_path, monkeypatc
         monkeypatch.setattr(name, stand_in)
     assert main([*command, "--results", str(tmp_path / "results")]) == 0
     assert kept == ["b.jsonl", "b_as_yarn_factor_4.jsonl"]
+
+
+def test_rows_of_another_run_are_not_replaced(tmp_path):
+    def keep(name, spec):
+        (run,) = check_sweep([Train(name, spec)])
+        head = {"kind": "run", "config": experiment_to_dict(run.experiment), "info": {}}
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(head | {"lineage": {}}) + "\n")
+
+    planned = check_sweep([A, Train("c", f"{QUICK}:seed=1", ("evaluate.num_windows=5",))])
+    keep("c", f"{QUICK}:seed=1")
+    check_kept_rows(planned, tmp_path)  # the same run, measured otherwise
+    keep("a", f"{QUICK}:position=alibi")
+    with pytest.raises(
+        ConfigError, match=r"a\.jsonl holds another run.*--results(?s:.*)method: 'alibi'"
+    ):
+        check_kept_rows(planned, tmp_path)
+    check_kept_rows(choose(planned, ["c"]), tmp_path)
 
 
 A = Train("a", QUICK)

@@ -1,0 +1,15 @@
+"""The committed rows of an experiment are of the runs that its sweep describes today."""
+
+from pathlib import Path
+
+import pytest
+
+from fope_jax.sweep.kept_rows import check_kept_rows
+from fope_jax.sweep.runs import load_sweep
+
+SWEEPS = sorted(Path("experiments").glob("*/sweep.py"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
+def test_rows_are_of_the_runs_of_the_sweep(path):
+    check_kept_rows(load_sweep(str(path)), path.parent / "results")

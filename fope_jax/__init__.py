@@ -23,11 +23,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import inspect
 
-    from fope_jax.api import Run, evaluate, extend, load, report, spectrum, train
+    from fope_jax.api import Run, evaluate, evaluate_tasks, extend, load, report, spectrum, train
 
     __version__: str
 
-__all__ = ["Run", "__version__", "evaluate", "extend", "load", "report", "spectrum", "train"]
+__all__ = [
+    "Run",
+    "__version__",
+    "evaluate",
+    "evaluate_tasks",
+    "extend",
+    "load",
+    "report",
+    "spectrum",
+    "train",
+]
 
 _CALLABLE_FOLDERS = {"evaluate", "extend", "report", "spectrum", "train"}
 

@@ -44,6 +44,7 @@ from fope_jax.config.fields import field_types, nearest
 from fope_jax.data.build import build
 from fope_jax.data.manifest import MissingCacheError
 from fope_jax.evaluate import run as evaluation
+from fope_jax.evaluate.downstream.plan import TaskRequest
 from fope_jax.evaluate.restore import evaluation_graphdef, find_step, load_run, read_experiment
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.variants import AS, Variant, variant_experiment
@@ -57,7 +58,9 @@ from fope_jax.model.transformer import Transformer, merge
 from fope_jax.position import PositionEmbedding
 from fope_jax.processes.signals import keep_process
 from fope_jax.report.page import write_report
+from fope_jax.report.rows import Row
 from fope_jax.report.summary import summarize
+from fope_jax.report.tasks import summarize_tasks
 from fope_jax.run import Run, data_frame, workdir_of
 from fope_jax.spectrum import run as spectra
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -236,26 +239,84 @@ def evaluate(
         given += [("lengths", contexts), ("passkey_lengths", contexts)]
     if retrieval_tasks is not None:
         given.append(("retrieval_tasks", retrieval_tasks))
-    values = _each_once(given)
+    overrides = _evaluate_overrides(_each_once(given), ("contexts", "protocols", "positions"))
+    protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
+    positions = _texts("positions", positions, "yarn:factor=4")
+    with _session(verbose):
+        evaluating = partial(evaluation.evaluate, protocols=protocols, force=force)
+        records = [
+            record
+            for one in runs
+            for record in _evaluate_run(_opened(one), evaluating, overrides, positions, summarize)
+        ]
+    return data_frame(records)
+
+
+def evaluate_tasks(
+    run: Run | Source | Sequence[Run | Source],
+    tasks: str | Sequence[str],
+    *,
+    positions: str | Sequence[str] = (),
+    max_items: int | None = None,
+    max_length: int | None = None,
+    max_new_tokens: int = 32,
+    force: bool = False,
+    verbose: bool = False,
+    **values: Any,
+) -> DataFrame:
+    """Asks runs downstream tasks, as `fope evaluate --tasks`.
+
+        fj.evaluate_tasks([rope, fope], "questions.jsonl")
+        fj.evaluate_tasks("runs/smollm2", ["longbench=LongBench"], positions=["same", "drope"])
+
+    Args:
+      run: a run or its directory, or several.
+      tasks: "longbench", "longbench=DIR", "ruler", "paper" or files of JSON lines.
+      positions: as `evaluate`.
+      max_items: the first items of each task; None takes all.
+      max_length: most tokens of a prompt and its answer together; None for no limit.
+      max_new_tokens: most tokens to write for an item of a file.
+      force: ask again what has been asked.
+      verbose: print messages and progress bars to stderr.
+      **values: as `evaluate`.
+
+    Returns:
+      A data frame with a row for each run, task, range of length and metric. Its columns: ``run,
+      method, seed, step, workdir`` and those of `fope_jax.report.tasks.summarize_tasks`.
+
+    Raises:
+      ConfigError, FileNotFoundError, LockError, NonFiniteError: as `evaluate`.
+      ValueError: an unknown task, a file that is not as it should be, or a number below 1.
+      ImportError: a task's library is missing.
+    """
+    runs = _listed(run)
+    names = _texts("tasks", tasks, "questions.jsonl")
+    request = TaskRequest(names, max_items, max_length, max_new_tokens)
+    overrides = _evaluate_overrides(values, ("positions", *request._fields[1:]))
+    positions = _texts("positions", positions, "yarn:factor=4")
+    with _session(verbose):
+        evaluating = partial(evaluation.evaluate, tasks=request, force=force)
+        records = [
+            record
+            for one in runs
+            for record in _evaluate_run(
+                _opened(one), evaluating, overrides, positions, summarize_tasks
+            )
+        ]
+    return data_frame(records)
+
+
+def _evaluate_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
+    """Overrides of fields of the section evaluate; ConfigError for others, with the nearest."""
     keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
     keys["data_cache_dir"] = "data.cache_dir"
     for name in values:
         if name not in keys:
-            known = [*keys, "contexts", "protocols", "positions"]
             raise ConfigError(
-                f"evaluate has no field {name!r}{nearest(name, known)}; accepted: a field of the "
-                "section evaluate such as num_windows=64, or data_cache_dir"
+                f"evaluate has no field {name!r}{nearest(name, [*keys, *arguments])}; accepted: a "
+                "field of the section evaluate such as num_windows=64, or data_cache_dir"
             )
-    protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
-    positions = _texts("positions", positions, "yarn:factor=4")
-    overrides = [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
-    with _session(verbose):
-        records = [
-            record
-            for one in runs
-            for record in _evaluate_run(_opened(one), protocols, force, overrides, positions)
-        ]
-    return data_frame(records)
+    return [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
 
 
 def extend(
@@ -516,21 +577,16 @@ def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experimen
 
 def _evaluate_run(
     run: Run,
-    protocols: str | Sequence[str] | None,
-    force: bool,
+    evaluate_with: Callable[..., list[Row]],
     overrides: Sequence[str],
-    as_positions: Sequence[str] = (),
+    as_positions: Sequence[str],
+    summary: Callable[[list[Row]], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
+    """Records of what is measured of a run, by its own position embedding or others."""
     variants = make_variants(workdir_of(run), run.step, as_positions) if as_positions else []
+    workdir = workdir_of(run)
     evaluating = partial(
-        evaluation.evaluate,
-        workdir_of(run),
-        run.step,
-        protocols=[protocols] if isinstance(protocols, str) else protocols,
-        force=force,
-        overrides=overrides,
-        variants=variants,
-        say=log.info,
+        evaluate_with, workdir, run.step, overrides=overrides, variants=variants, say=log.info
     )
     # Its cache may be looked for in the directory that an override names.
     config = partial(_config_of, run.experiment, None, overrides)
@@ -539,9 +595,9 @@ def _evaluate_run(
     for variant in variants or [Variant("", run.experiment.position)]:
         name = variant_experiment(run.experiment, variant).name
         ids = {"run": name, "method": positions.name_of(variant.position)}
-        ids |= {"seed": run.experiment.seed, "step": run.step, "workdir": str(workdir_of(run))}
+        ids |= {"seed": run.experiment.seed, "step": run.step, "workdir": str(workdir)}
         own = [row for row in rows if row.get(AS, "") == variant.label]
-        records += [ids | record for record in summarize(own)]
+        records += [ids | record for record in summary(own)]
     return records
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fope_jax.report.comparison import run_labels
 from fope_jax.report.rows import Row, Run
+from fope_jax.report.summary import summarize
 from fope_jax.report.sums import group, spread
 from fope_jax.report.tables import EMPTY, Table
 
@@ -58,6 +59,47 @@ def task_scores(runs: Sequence[Run]) -> list[TaskScores]:
             scores = tasks.setdefault(key, TaskScores(benchmark, name, settings))
             scores.curves.setdefault(labels[run.path], []).append(rows)
     return list(tasks.values())
+
+
+def summarize_tasks(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Records of the rows of one run's tasks, with
+
+      benchmark, task      such as "longbench" and "trec", or "ruler" and "recall"
+      words, multiples     range of words of context and question, and of tokens of the prompt in
+                           training lengths (from, below; None is open); None where a task has none
+      metric, score        mean over the items, 0 to 1
+      standard_error       of that mean over items; NaN for one item
+      items, truncated     how many were asked, and how many of their prompts were cut
+
+    >>> row = {"kind": "task", "protocol": "file", "task": "own", "total": 4, "truncated": 0}
+    >>> record, = summarize_tasks([row | {"scores": {"f1": [3.0, 3.0]}, "multiples": [0, 1]}])
+    >>> record["benchmark"], record["multiples"], record["score"], record["standard_error"]
+    ('file', (0, 1), 0.75, 0.25)
+    """
+    records, rows = [], list(rows)
+    for row in (row for row in rows if row["kind"] == "task"):
+        same = {"benchmark": row["protocol"], "task": row["task"]}
+        same |= {key: tuple(row[key]) if key in row else None for key in LENGTHS}
+        for metric, sums in row["scores"].items():
+            records.append(same | _record(metric, *sums, row["total"], row["truncated"]))
+    for found in summarize(row for row in rows if row["kind"] == "retrieval"):
+        same = {"benchmark": "ruler", "task": found["data"], "words": None}
+        same["multiples"] = (found["multiple"], found["multiple"])
+        right = found["accuracy"] * found["trials"]
+        records.append(same | _record("accuracy", right, right, found["trials"], 0))
+    return records
+
+
+def _record(
+    metric: str, total: float, squares: float, items: int, truncated: int
+) -> dict[str, Any]:
+    return {
+        "metric": metric,
+        "score": total / items,
+        "standard_error": standard_error(total, squares, items) / 100,
+        "items": items,
+        "truncated": truncated,
+    }
 
 
 def task_tables(runs: Sequence[Run]) -> list[Table]:

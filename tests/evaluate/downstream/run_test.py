@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+import fope_jax as fj
 from fope_jax.command_line.report import runs_text
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import run as run_module
@@ -61,6 +62,38 @@ def own_file(tmp_path, *rows):
 
 
 QUESTION = {"prompt": "Where?", "answers": ["a city"]}
+
+
+def test_in_python_a_row_is_a_metric_of_a_task(tmp_path, run, monkeypatch):
+    path = own_file(tmp_path, QUESTION, {**QUESTION, "answers": ["no"], "id": "b"})
+    table = fj.evaluate_tasks(run, str(path), positions=["same", "nope"]).set_index(
+        ["method", "benchmark", "task", "metric"]
+    )
+    assert table.loc[("fope", "file", "own", "f1")].to_dict() == {
+        "run": "fope",
+        "seed": 4,
+        "step": 7,
+        "workdir": str(run),
+        "words": None,
+        "multiples": (0, 1),
+        "score": 0.5,
+        "standard_error": 0.5,
+        "items": 2,
+        "truncated": 0,
+    }
+    assert {*table.index.get_level_values("method")} == {"fope", "nope"}
+    monkeypatch.setattr(run_test.RunData, "open", lambda self, split: run_test.Cache())
+    monkeypatch.setattr(run_test.Cache, "tokenizer", BYTES)
+    at_512 = {"passkey_lengths": (16,), "needle_haystack": "noise"}
+    ruler = fj.evaluate_tasks(run, "ruler", max_items=1, **at_512)
+    assert {*ruler["benchmark"]} == {"ruler"} and {*ruler["multiples"]} == {(16.0, 16.0)}
+    assert {*ruler["task"]} == {*RULER_TASKS} and (ruler["score"] == 0).all()
+    assert (ruler["items"] >= 1).all() and {*ruler["metric"]} == {"accuracy"}
+    with pytest.raises(ValueError, match="max_itms.*nearest: max_items"):
+        fj.evaluate_tasks(run, str(path), max_itms=1)
+    with pytest.raises(ValueError, match="--max-items 0; accepted: 1 or more") as raised:
+        fj.evaluate_tasks(run, str(path), max_items=0)
+    assert raised.value.__notes__ == ["--an-option is an_option=... in Python"]
 
 
 def test_a_file_gives_rows_and_answers_and_is_kept_until_it_changes(tmp_path, run):

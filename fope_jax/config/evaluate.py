@@ -33,10 +33,11 @@ class EvaluateConfig:
         same; with another one for each seed of a sweep, its intervals hold the draw of the trials
         as well.
       passkey_templates: wordings: "standard" as in the literature, "compact" for small models.
-      retrieval_tasks: more tasks with these lengths, depths and trials: "recall" and "copy" of
-        token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",
-        "variable_tracking" and "common_words" after RULER. "every_key" has ten depths of its own,
-        all asked for after one window: passkey_trials are windows.
+      retrieval_tasks: more tasks with these lengths, depths and trials: "recall" (of 16
+        keys, "recall_64_keys" of 64) and "copy" of token ids for small models; "multi_key",
+        "multi_value", "multi_query", "every_key", "variable_tracking" and "common_words" after
+        RULER. "every_key" has ten depths of its own, all asked for after one window:
+        passkey_trials are windows.
       needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``, or without
         any of ``texts``) or "noise" (a few repeated sentences).
       batch_tokens: most tokens in one forward pass.

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from fope_jax.report.comparison import TASK_FIELD, Comparison
 from fope_jax.report.rows import Run
 
+_RECALL = (
+    "Pairs of a key and a value, all of one dictionary of {} keys; at the end one key is "
+    "given that stands once before, and its value is asked for. All are token ids."
+)
 TASKS = {
-    "recall": "Pairs of a key and a value, all of one dictionary; at the end one key is given "
-    "that stands once before, and its value is asked for. All are token ids.",
+    "recall": _RECALL.format(16),
+    "recall_64_keys": _RECALL.format(64),
     "copy": "A text of random token ids is followed by its copy, which the model has to go on "
     "with for some tokens; the depth is the share of the text copied before.",
     "multi_key": "Several words have a number each, hidden in a haystack; one is asked for.",

@@ -6,6 +6,7 @@ items, see `base.split_of`. This module imports nothing, because configs read th
 
 TASKS = (
     "recall",
+    "recall_64_keys",
     "copy",
     "passkey",
     "multi_key",

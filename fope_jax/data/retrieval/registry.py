@@ -8,10 +8,15 @@ from fope_jax.data.retrieval import TASKS, needles
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import Passkey
 from fope_jax.data.retrieval.text_task import Haystack, NoiseHaystack
-from fope_jax.data.retrieval.token_tasks import Copy, Recall
+from fope_jax.data.retrieval.token_tasks import Copy, Recall, Recall64Keys
 
 # These take no haystack; passkeys bring their filler.
-WITHOUT_HAYSTACK: dict[str, Any] = {"recall": Recall, "copy": Copy, "passkey": Passkey}
+WITHOUT_HAYSTACK: dict[str, Any] = {
+    "recall": Recall,
+    "recall_64_keys": Recall64Keys,
+    "copy": Copy,
+    "passkey": Passkey,
+}
 WITH_HAYSTACK = {
     cls.name: cls
     for cls in (

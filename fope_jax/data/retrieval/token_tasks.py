@@ -104,6 +104,19 @@ class Recall(Task):
 
 
 @dataclass(frozen=True, eq=False)
+class Recall64Keys(Recall):
+    """`Recall` with 64 keys in a window, not 16: each repeats a quarter as often at one length.
+
+    So a window of 4L has as many of each other key as one of L has in `Recall`, and what length
+    does to a model can be told from what repetition does.
+    """
+
+    name: ClassVar[str] = "recall_64_keys"
+
+    entries: int = 64
+
+
+@dataclass(frozen=True, eq=False)
 class Copy(Task):
     """Copying: ``source mark source mark``; the model writes the second one.
 

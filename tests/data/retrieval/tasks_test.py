@@ -96,6 +96,22 @@ def test_the_key_asked_for_stands_once_before_at_its_depth(context, depth):
         assert {int(v[0]) for v in trial.distractors} & {shown[key]} == set()
 
 
+def test_64_keys_repeat_at_four_times_a_length_as_16_do_at_it():
+    def repeats(name, context):
+        """How often each other key of a window stands there, the mean over 20 windows."""
+        task, counts = make_task(name, BYTES), []
+        for seed in range(20):
+            tokens = task.draw_trial(rng(seed), context, 0.5, "test").tokens[:-2]
+            assert len(dictionary(tokens, task)) <= task.entries
+            counts.append((np.isin(tokens, task.keys).sum() - 1) / (task.entries - 1))
+        return np.mean(counts)
+
+    for context in (66, 130, 514):
+        few, many = repeats("recall", context), repeats("recall_64_keys", 4 * context)
+        np.testing.assert_allclose(few, many, rtol=0.06)
+        assert repeats("recall_64_keys", context) < few / 3.9
+
+
 @pytest.mark.parametrize("context", [9, 32, 65])
 def test_distractors_of_recall_stand_in_the_window_as_far_as_it_has_others(context):
     task = Recall.from_tokenizer(BYTES)
@@ -313,7 +329,7 @@ def test_noise_is_whole_sentences_around_a_needle():
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match="task 'poem'; accepted: recall, copy, passkey, multi_key"):
+    with pytest.raises(ValueError, match="task 'poem'; accepted: recall, recall_64_keys, copy, "):
         make_task("poem", BYTES)
 
 

@@ -15,7 +15,6 @@ nothing, unless ``verbose=True``; messages go to the logger ``fope_jax``.
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import re
@@ -27,20 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from fope_jax import position as positions
-from fope_jax.config import (
-    ConfigError,
-    EvaluateConfig,
-    Experiment,
-    apply_overrides,
-    build_experiment,
-    experiment_to_dict,
-    load_config,
+from fope_jax.config import ConfigError, Experiment, build_experiment
+from fope_jax.config.from_python import (
+    Config,
+    config_of,
+    each_once,
+    evaluate_overrides,
+    overrides_of,
 )
-from fope_jax.config.experiment import SECTIONS, TOP_LEVEL
-from fope_jax.config.fields import field_types, nearest
 from fope_jax.data.build import build
 from fope_jax.data.manifest import MissingCacheError
 from fope_jax.evaluate import run as evaluation
@@ -75,7 +70,6 @@ from fope_jax.train.tracker import Tracker
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Config = str | Path | ConfigDict | Experiment | Mapping[str, Any]
 Source = str | Path
 
 log = logging.getLogger(__name__)
@@ -120,7 +114,7 @@ def train(
       KeyboardInterrupt: Ctrl-C; the same call goes on from what was saved.
       CheckpointError, BadStepError, LockError, CacheError, CorpusError, OSError: as `fope train`.
     """
-    experiment = build_experiment(_config_of(config, position, _overrides(overrides, values)))
+    experiment = build_experiment(config_of(config, position, overrides_of(overrides, values)))
     if tracker is not None and not callable(tracker):
         raise ConfigError(
             f"tracker = {tracker!r}; accepted: a callable, or train_tracker='MODULE:CLASS'"
@@ -172,7 +166,7 @@ def load(
     if name.startswith(PREFIX) or _has_weights(as_path(name)):
         if step is not None:
             raise ValueError(f"step = {step}: {name} is a Hugging Face checkpoint, without steps")
-        overrides = _overrides(None, values)
+        overrides = overrides_of(None, values)
         with _session(verbose):
             return _load_weights(local_checkpoint(name, verbose), workdir, overrides)
     if workdir is not None or values:
@@ -239,7 +233,7 @@ def evaluate(
         given += [("lengths", contexts), ("passkey_lengths", contexts)]
     if retrieval_tasks is not None:
         given.append(("retrieval_tasks", retrieval_tasks))
-    overrides = _evaluate_overrides(_each_once(given), ("contexts", "protocols", "positions"))
+    overrides = evaluate_overrides(each_once(given), ("contexts", "protocols", "positions"))
     protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
     positions = _texts("positions", positions, "yarn:factor=4")
     with _session(verbose):
@@ -292,7 +286,7 @@ def evaluate_tasks(
     runs = _listed(run)
     names = _texts("tasks", tasks, "questions.jsonl")
     request = TaskRequest(names, max_items, max_length, max_new_tokens)
-    overrides = _evaluate_overrides(values, ("positions", *request._fields[1:]))
+    overrides = evaluate_overrides(values, ("positions", *request._fields[1:]))
     positions = _texts("positions", positions, "yarn:factor=4")
     with _session(verbose):
         evaluating = partial(evaluation.evaluate, tasks=request, force=force)
@@ -304,19 +298,6 @@ def evaluate_tasks(
             )
         ]
     return data_frame(records)
-
-
-def _evaluate_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """Overrides of fields of the section evaluate; ConfigError for others, with the nearest."""
-    keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
-    keys["data_cache_dir"] = "data.cache_dir"
-    for name in values:
-        if name not in keys:
-            raise ConfigError(
-                f"evaluate has no field {name!r}{nearest(name, [*keys, *arguments])}; accepted: a "
-                "field of the section evaluate such as num_windows=64, or data_cache_dir"
-            )
-    return [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
 
 
 def extend(
@@ -376,8 +357,8 @@ def extend(
         match=match,
         allow_shorter=allow_shorter,
         no_train=no_train,
-        overrides=_overrides(overrides, values),
-        config=None if config is None else _config_of(config, None, []),
+        overrides=overrides_of(overrides, values),
+        config=None if config is None else config_of(config, None, []),
     )
     with _session(verbose):
         _with_token_cache(extending, lambda: read_experiment(target))
@@ -438,106 +419,6 @@ def spectrum(
     return data_frame(measured["rows"])
 
 
-# ---------------------------------------------------------------------------- configurations
-
-
-def _config_of(
-    config: Config,
-    position: str | Mapping[str, Any] | PositionEmbedding | None,
-    overrides: Sequence[str],
-) -> ConfigDict:
-    """A configuration of its own, with another position embedding and overrides."""
-    knobs = [text for text in overrides if position is not None and text.startswith("position.")]
-    others = [text for text in overrides if text not in knobs]
-    if isinstance(config, Run):
-        raise ConfigError(f"config = {config}; accepted: its configuration, run.experiment")
-    if not isinstance(config, (str, Path, Experiment, Mapping, ConfigDict)):
-        raise ConfigError(
-            f"config = {config!r:.80}; accepted: a file's name, a dict, a ConfigDict or an "
-            "Experiment"
-        )
-    if isinstance(config, (str, Path)):
-        result = load_config(str(config), others)
-    else:
-        values = experiment_to_dict(config) if isinstance(config, Experiment) else config
-        result = copy.deepcopy(values if isinstance(values, ConfigDict) else ConfigDict(values))
-        apply_overrides(result, others)
-    if position is None:
-        return result
-    spec = _position_spec(position)
-    before: Any = result.get("position") or {}
-    is_name_given = any(text.startswith("name=") for text in others)
-    if result.get("name") == before.get("method") and not is_name_given:
-        result.name = spec["method"]
-    result.position = ConfigDict(spec)
-    return apply_overrides(result, knobs)
-
-
-def _position_spec(position: str | Mapping[str, Any] | PositionEmbedding) -> dict[str, Any]:
-    if isinstance(position, PositionEmbedding):
-        return positions.to_spec(position)
-    if isinstance(position, str):
-        return {"method": position}
-    if not isinstance(position, Mapping) or not isinstance(position.get("method"), str):
-        raise ConfigError(
-            f"position = {position!r}; accepted: a name such as 'rope', a dict with 'method', or "
-            "a method such as fope_jax.position.RoPE()"
-        )
-    return dict(position)
-
-
-def _overrides(overrides: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
-    """Overrides as the command line writes them: ``"train.steps=500"``."""
-    named = [(_key_of(name), value) for name, value in values.items()]
-    keys = _each_once([*named, *(overrides or {}).items()])
-    return [f"{key}={_override_text(key, value)}" for key, value in keys.items()]
-
-
-def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ConfigError(f"{key} is given twice: {values[key]!r} and {value!r}")
-        values[key] = value
-    return values
-
-
-def _key_of(name: str) -> str:
-    """The key of an argument, such as ``train.steps`` of ``train_steps``."""
-    section, _, field = name.partition("_")
-    if name in TOP_LEVEL:
-        return name
-    if field and section in (*SECTIONS, "position"):
-        return f"{section}.{field}"
-    known = [
-        f"{section}_{field}" for section, cls in SECTIONS.items() for field in field_types(cls)
-    ]
-    fields = [key for key in known if key.partition("_")[2] == name]
-    hint = f" (nearest: {fields[0]})" if fields else nearest(name, [*TOP_LEVEL, *known])
-    raise ConfigError(
-        f"{name!r} is no value of a configuration{hint}; accepted: SECTION_FIELD such as "
-        "train_steps=500, and position_KNOB for a knob of the position embedding"
-    )
-
-
-def _override_text(key: str, value: Any) -> str:
-    """A value as text that `parse_value` reads."""
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return repr(dict(value))
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        return str(value)
-    if any(isinstance(item, Mapping) for item in value):
-        return repr([dict(item) for item in value])
-    texts = [str(item) for item in value]
-    if any("," in text for text in texts):
-        raise ConfigError(f"{key} = {value!r}; accepted: values without a comma")
-    return ",".join(texts)
-
-
 # ---------------------------------------------------------------------------- help of the verbs
 
 
@@ -589,7 +470,7 @@ def _evaluate_run(
         evaluate_with, workdir, run.step, overrides=overrides, variants=variants, say=log.info
     )
     # Its cache may be looked for in the directory that an override names.
-    config = partial(_config_of, run.experiment, None, overrides)
+    config = partial(config_of, run.experiment, None, overrides)
     rows = _with_token_cache(evaluating, lambda: build_experiment(config()))
     records = []
     for variant in variants or [Variant("", run.experiment.position)]:

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 import fope_jax as fj
 from fope_jax import api
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.config.from_python import config_of, overrides_of
 from fope_jax.data.manifest import MissingCacheError
 from fope_jax.extend.initial_loss import UNSEEN_STEP
 from fope_jax.interop.run_export import export_run
@@ -236,7 +237,10 @@ def test_a_text_is_continued_by_a_text(run):
         ),
         (lambda run: fj.load(None), "source = None; accepted: a path or name, such as 'runs/f"),
         (lambda run: fj.load(run.workdir, step="2"), "step = '2'; accepted: a whole number, or"),
-        (lambda run: fj.train(run, "x"), r"config = Run\(.*; accepted: its .*, run.experiment"),
+        (
+            lambda run: fj.train(run, "x"),
+            r"config = Run\(.*; accepted: .*, such as a run's: run.experiment",
+        ),
         (lambda run: fj.train(3, "x"), "config = 3; accepted: a file's name, a dict"),
         (lambda run: fj.train(CONFIG, "x", position={"theta": 5.0}), "a dict with 'method'"),
         (lambda run: fj.train(CONFIG, "x", tracker="a:b"), "tracker = 'a:b'; accepted: a callable"),
@@ -289,7 +293,7 @@ def test_a_step_that_does_not_exist_is_said_before_it_is_read(run):
 
 
 def experiment_of(config, position=None, **values):
-    return build_experiment(api._config_of(config, position, api._overrides(None, values)))
+    return build_experiment(config_of(config, position, overrides_of(None, values)))
 
 
 def test_a_configuration_in_any_form_is_the_same(tmp_path):

@@ -235,15 +235,8 @@ def evaluate(
         given.append(("retrieval_tasks", retrieval_tasks))
     overrides = evaluate_overrides(each_once(given), ("contexts", "protocols", "positions"))
     protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
-    positions = _texts("positions", positions, "yarn:factor=4")
-    with _session(verbose):
-        evaluating = partial(evaluation.evaluate, protocols=protocols, force=force)
-        records = [
-            record
-            for one in runs
-            for record in _evaluate_run(_opened(one), evaluating, overrides, positions, summarize)
-        ]
-    return data_frame(records)
+    evaluating = partial(evaluation.evaluate, protocols=protocols, force=force)
+    return _evaluate_runs(runs, evaluating, overrides, positions, summarize, verbose)
 
 
 def evaluate_tasks(
@@ -287,17 +280,8 @@ def evaluate_tasks(
     names = _texts("tasks", tasks, "questions.jsonl")
     request = TaskRequest(names, max_items, max_length, max_new_tokens)
     overrides = evaluate_overrides(values, ("positions", *request._fields[1:]))
-    positions = _texts("positions", positions, "yarn:factor=4")
-    with _session(verbose):
-        evaluating = partial(evaluation.evaluate, tasks=request, force=force)
-        records = [
-            record
-            for one in runs
-            for record in _evaluate_run(
-                _opened(one), evaluating, overrides, positions, summarize_tasks
-            )
-        ]
-    return data_frame(records)
+    evaluating = partial(evaluation.evaluate, tasks=request, force=force)
+    return _evaluate_runs(runs, evaluating, overrides, positions, summarize_tasks, verbose)
 
 
 def extend(
@@ -456,22 +440,45 @@ def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experimen
         return run()
 
 
+def _evaluate_runs(
+    runs: Sequence[Run | Source],
+    evaluating: Callable[..., list[Row]],
+    overrides: Sequence[str],
+    as_positions: str | Sequence[str],
+    summary: Callable[[list[Row]], list[dict[str, Any]]],
+    verbose: bool,
+) -> DataFrame:
+    as_positions = _texts("positions", as_positions, "yarn:factor=4")
+    with _session(verbose):
+        return data_frame(
+            [
+                record
+                for run in runs
+                for record in _evaluate_run(
+                    _opened(run), evaluating, overrides, as_positions, summary
+                )
+            ]
+        )
+
+
 def _evaluate_run(
     run: Run,
-    evaluate_with: Callable[..., list[Row]],
+    evaluating: Callable[..., list[Row]],
     overrides: Sequence[str],
     as_positions: Sequence[str],
     summary: Callable[[list[Row]], list[dict[str, Any]]],
 ) -> list[dict[str, Any]]:
     """Records of what is measured of a run, by its own position embedding or others."""
-    variants = make_variants(workdir_of(run), run.step, as_positions) if as_positions else []
     workdir = workdir_of(run)
-    evaluating = partial(
-        evaluate_with, workdir, run.step, overrides=overrides, variants=variants, say=log.info
-    )
+    variants = make_variants(workdir, run.step, as_positions) if as_positions else []
     # Its cache may be looked for in the directory that an override names.
     config = partial(config_of, run.experiment, None, overrides)
-    rows = _with_token_cache(evaluating, lambda: build_experiment(config()))
+    rows = _with_token_cache(
+        partial(
+            evaluating, workdir, run.step, overrides=overrides, variants=variants, say=log.info
+        ),
+        lambda: build_experiment(config()),
+    )
     records = []
     for variant in variants or [Variant("", run.experiment.position)]:
         name = variant_experiment(run.experiment, variant).name

@@ -12,6 +12,7 @@ from experiments.pretrained import claims as pretrained
 from experiments.qk_norm import claims as norms
 from experiments.recall_controls import claims as controls
 from experiments.recall_longer import claims as longer
+from experiments.recall_repetition import claims as repetition
 from experiments.spectra import claims as spectra
 from experiments.tournament import claims as tournament
 
@@ -35,6 +36,7 @@ def keys(*cells: tuple[str, int]) -> list[float]:
 
 
 YARN = "RoPE, read as YaRN 2"
+OF_FLOOR = ("FoPE", "floor alone", "RoPE")
 ON_FRONT = ("RoPE", "FoPE", "floor alone", "ALiBi")
 
 FRONT = Page(
@@ -122,6 +124,14 @@ FINDINGS = Page(
             ),
         ),
         Claim("the floor of 8,192 alone costs {} nats without training", floor_costs),
+        Claim(
+            "where keys stand as often at 4L as at L, FoPE, its floor alone and RoPE lose {}, {} "
+            "and {} points; fewer repetitions at 4L give back at most {}",
+            lambda: [
+                *(-mean(repetition.of_length(name, 4)) for name in OF_FLOOR),
+                max(mean(repetition.of_repetition(name, 4)) for name in OF_FLOOR),
+            ],
+        ),
     ),
     exempt={
         "settings": [
@@ -193,6 +203,10 @@ ITEMS = Page(
                 *ends(longer.apart("floor alone", "RoPE")),
                 *ends(longer.apart("FoPE", "floor alone")),
             ],
+        ),
+        Claim(
+            "FoPE answers {}% at 4L for {}%: the loss is of length",
+            lambda: [mean(repetition.right("FoPE", keys, 4)) for keys in ("64", "16")],
         ),
         Claim(
             "the floor alone answers {}% at 2L, the series alone on all pairs {}%, RoPE {}% |",
@@ -337,6 +351,9 @@ ITEMS = Page(
             "tasks of Tables 4 and 6",
         ],
         "settings": [
+            "the 16 keys repeat",
+            "With 64 keys",
+            "as often as 16 at L",
             "| 0.1 M, 64 tokens |",
             "| 0.1 M, 64 |",
             "| 0.1 M, 128 bytes |",

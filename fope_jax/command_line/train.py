@@ -201,6 +201,11 @@ def train(arguments: argparse.Namespace) -> None:
         help="keep each run's rows as DIR/NAME.jsonl, with those of `fope evaluate --as` beside "
         "them; after --only not those of the runs that are extended",
     ),
+    option(
+        "--missing",
+        action="store_true",
+        help="leave out the runs whose rows --results has, as after a move to another machine",
+    ),
     option("--dry-run", action="store_true", help="print the commands and do nothing"),
 )
 def sweep(arguments: argparse.Namespace) -> None:
@@ -219,7 +224,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fope_jax.report.rows import read_runs, read_with_variants
     from fope_jax.report.tables import text_tables
     from fope_jax.report.verdict import verdict
-    from fope_jax.sweep.kept_rows import check_kept_rows
+    from fope_jax.sweep.kept_rows import kept_runs
     from fope_jax.sweep.queue import run_sweep
     from fope_jax.sweep.runs import choose, load_sweep, with_parents
 
@@ -228,6 +233,15 @@ def sweep(arguments: argparse.Namespace) -> None:
     if arguments.only is not None:
         chosen = choose(planned, split_commas(arguments.only))
         planned = with_parents(chosen, planned)
+    if arguments.missing and not arguments.results:
+        raise ValueError("--missing asks which rows --results DIR has; give both")
+    kept = kept_runs(chosen, arguments.results) if arguments.results else set()
+    if arguments.missing:
+        chosen = [run for run in chosen if run.name not in kept]
+        planned = with_parents(chosen, planned)
+        print(f"{len(kept)} runs have rows in {arguments.results} and are left out")
+        if not chosen:
+            return
     names = {run.name for run in chosen}
     if arguments.dry_run:
         for run in planned:
@@ -237,7 +251,6 @@ def sweep(arguments: argparse.Namespace) -> None:
     check_output(workdir / "report", "the report")
     if arguments.results:
         check_output(arguments.results, "the rows of the runs")
-        check_kept_rows(chosen, arguments.results)
 
     def keep(name: str) -> None:
         if arguments.results and name in names:

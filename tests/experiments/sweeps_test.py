@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax.sweep.kept_rows import check_kept_rows
+from fope_jax.sweep.kept_rows import kept_runs
 from fope_jax.sweep.runs import load_sweep
 
 SWEEPS = sorted(Path("experiments").glob("*/sweep.py"))
@@ -12,4 +12,4 @@ SWEEPS = sorted(Path("experiments").glob("*/sweep.py"))
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
 def test_rows_are_of_the_runs_of_the_sweep(path):
-    check_kept_rows(load_sweep(str(path)), path.parent / "results")
+    kept_runs(load_sweep(str(path)), path.parent / "results")

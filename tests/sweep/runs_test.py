@@ -12,7 +12,7 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
-from fope_jax.sweep.kept_rows import check_kept_rows
+from fope_jax.sweep.kept_rows import kept_runs
 from fope_jax.sweep.runs import (
     Extend,
     Train,
@@ -131,13 +131,38 @@ def test_rows_of_another_run_are_not_replaced(tmp_path):
 
     planned = check_sweep([A, Train("c", f"{QUICK}:seed=1", ("evaluate.num_windows=5",))])
     keep("c", f"{QUICK}:seed=1")
-    check_kept_rows(planned, tmp_path)  # the same run, measured otherwise
+    assert kept_runs(planned, tmp_path) == {"c"}, "the same run, measured otherwise"
     keep("a", f"{QUICK}:position=alibi")
     with pytest.raises(
         ConfigError, match=r"a\.jsonl holds another run.*--results(?s:.*)method: 'alibi'"
     ):
-        check_kept_rows(planned, tmp_path)
-    check_kept_rows(choose(planned, ["c"]), tmp_path)
+        kept_runs(planned, tmp_path)
+    assert kept_runs(choose(planned, ["c"]), tmp_path) == {"c"}
+
+
+def test_what_is_kept_on_another_machine_is_left_out(tmp_path, capsys):
+    path, results = tmp_path / "sweep.py", tmp_path / "results"
+    path.write_text(
+        "from fope_jax.sweep import Extend, Train\n"
+        f"def get_sweep(arg=''): return [Train('a', {QUICK!r}), Train('c', '{QUICK}:seed=1'), "
+        "Extend('b', 'a', 'yarn', 256)]\n"
+    )
+    command = ["sweep", str(path), "--workdir", str(tmp_path / "w"), "--missing", "--dry-run"]
+    assert main(command) == 2
+    assert "--missing asks which rows --results DIR has; give both" in capsys.readouterr().err
+    command += ["--results", str(results)]
+    results.mkdir()
+    for run in load_sweep(str(path))[:2]:
+        head = {"kind": "run", "config": experiment_to_dict(run.experiment), "info": {}}
+        line = json.dumps(head | {"lineage": {}}) + "\n"
+        (results / f"{run.name}.jsonl").write_text(line)
+    assert main(command) == 0
+    said, first, second = capsys.readouterr().out.splitlines()
+    assert said == f"2 runs have rows in {results} and are left out"
+    # Its parent has rows, but to be extended it is needed whole.
+    assert "--workdir " + str(tmp_path / "w/a") in first and second.startswith("fope extend")
+    assert main([*command, "--only", "a,c"]) == 0
+    assert capsys.readouterr().out.splitlines() == [said]
 
 
 A = Train("a", QUICK)

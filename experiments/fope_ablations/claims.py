@@ -74,12 +74,17 @@ def significant_of_all(context: int) -> list[int]:
 CLAIMS = (
     Claim(
         "the gap is smaller than RoPE's by {} ± {}, with the series as well by {} ± {}, "
-        "with the series alone it is larger by {} ± {}",
+        "without the floor (a series for half of the pairs, the others unrotated) it is larger by "
+        "{} ± {}",
         lambda: [
             *ends(wider(FLOOR, "RoPE"), -1),
             *ends(wider("FoPE", "RoPE"), -1),
             *ends(wider("without the floor", "RoPE")),
         ],
+    ),
+    Claim(
+        "Without the floor the gap is {} ± {} larger than without the series",
+        lambda: ends(wider("without the floor", FLOOR)),
     ),
     Claim(
         "Over the floor alone the series changes the gap by {} ± {}, with the same zero phase by "

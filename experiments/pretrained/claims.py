@@ -522,7 +522,8 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "Higher floors find no more: each of them writes {}, the last of the window, and {}.",
+        "Floors of longer lengths find no more: each of them writes {}, the last of the window, "
+        "and {}.",
         keys_of_higher_floors,
     ),
     Claim(
@@ -541,6 +542,7 @@ PAGE = Page(
     exempt={
         "settings": [
             "One window of 16,384 tokens",
+            "as many keys in a book at twice the length as in 2,048 tokens",
             "stretches of 2,048 tokens (k is 1,024)",
             "The last 2,048 tokens of that window, with ever more of the book before them (context "
             "in tokens; at 32,768 scalings have factor 4):",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.claims import Below, Claim, Page, Table, by_row
 from experiments.check.rows import ends, late_loss, mean, minus, recall
 
 ROWS = "recall_longer/results/*.jsonl"
@@ -49,7 +49,8 @@ CLAIMS = (
         ],
     ),
     Claim(
-        "**FoPE is not ahead of the floor alone**: {} ± {} points. The lead of {} ± {} in",
+        "**No lead of FoPE over the floor alone is resolved**: {} ± {} points. The lead of "
+        "{} ± {} in",
         lambda: [*ends(apart("FoPE", "floor alone")), *ends(EARLIER.apart("FoPE", "floor alone"))],
     ),
     Claim(
@@ -58,6 +59,14 @@ CLAIMS = (
         lambda: [
             mean(right("series on all pairs", LENGTH)),
             *ends(minus(right("series on all pairs", TWICE), right("RoPE", TWICE))),
+        ],
+    ),
+    Claim(
+        "but no more at four times and beyond ({}% against {}%, then below {}%)",
+        lambda: [
+            mean(right("series on all pairs", 4 * LENGTH)),
+            mean(right("RoPE", 4 * LENGTH)),
+            Below(max(mean(right("series on all pairs", times * LENGTH)) for times in (8, 16))),
         ],
     ),
     Claim(

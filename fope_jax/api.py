@@ -351,12 +351,20 @@ def extend(
     return load(target)
 
 
-def report(runs: Run | Source | Sequence[Run | Source], out: Source) -> Path:
+def report(
+    runs: Run | Source | Sequence[Run | Source],
+    out: Source,
+    *,
+    buckets: Sequence[int] = (),
+    styles: Sequence[str] = (),
+) -> Path:
     """Writes one HTML page about runs, as `fope report`; returns its path.
 
     Args:
       runs: runs, their directories, or results files.
       out: directory of the page, made if missing.
+      buckets: also show scores in ranges of length with these edges, tokens.
+      styles: names of variants, which look the same in all reports with these.
 
     Raises:
       ValueError: no runs; ReportError: what is no run, or rows that cannot be read or compared.
@@ -364,7 +372,7 @@ def report(runs: Run | Source | Sequence[Run | Source], out: Source) -> Path:
     """
     paths = [workdir_of(run) if isinstance(run, Run) else run for run in _listed(runs)]
     with quiet():
-        return write_report(paths, out)
+        return write_report(paths, out, buckets=buckets, styles=styles)
 
 
 def spectrum(

@@ -35,6 +35,13 @@ if TYPE_CHECKING:
         metavar="TOKENS,...",
         help="also show scores in ranges of length, as LongBench does: 4k,8k",
     ),
+    option(
+        "--styles",
+        type=local_path,
+        metavar="FILE",
+        help="names of variants, one a line: each has the same colour, marker and line in every "
+        "report with this file",
+    ),
     needs=("matplotlib", "vl_convert"),
 )
 def report(arguments: argparse.Namespace) -> None:
@@ -48,6 +55,7 @@ def report(arguments: argparse.Namespace) -> None:
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
+    from fope_jax.report.styles import read_names
     from fope_jax.report.tables import as_text
 
     paths = without_reports(arguments.runs)
@@ -55,12 +63,13 @@ def report(arguments: argparse.Namespace) -> None:
         check_bucket(run)
     runs = read_runs(paths)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    styles = read_names(arguments.styles) if arguments.styles else ()
     page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
     print(runs_text(runs))
     for table in bucket_tables(runs, buckets) if buckets else ():
         print(f"\n{as_text(table)}")
-    print(f"report in {write_report(paths, page, buckets=buckets)}")
+    print(f"report in {write_report(paths, page, buckets=buckets, styles=styles)}")
 
 
 def runs_text(runs: Sequence[Run]) -> str:

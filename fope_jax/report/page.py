@@ -59,7 +59,11 @@ def _topic(title: str, figures: Sequence[Part], numbers: Sequence[Part]) -> Topi
 
 
 def write_report(
-    runs: Iterable[str | Path], out: str | Path, *, buckets: Sequence[int] = ()
+    runs: Iterable[str | Path],
+    out: str | Path,
+    *,
+    buckets: Sequence[int] = (),
+    styles: Sequence[str] = (),
 ) -> Path:
     """Writes the report of ``runs`` into ``out``; returns the path of index.html.
 
@@ -69,6 +73,7 @@ def write_report(
       runs: run directories or results files.
       out: made if missing; files of the same names are replaced.
       buckets: edges of length ranges, tokens, see `length_buckets`.
+      styles: names of variants, which look the same in all reports with these, see `method_styles`.
 
     Raises:
       ReportError: a path is no run, or a row is malformed; names file and line.
@@ -76,7 +81,8 @@ def write_report(
     loaded = read_runs(runs)
     out = make_output(out, "the report")
     variants = list(dict.fromkeys(run.variant for run in loaded))
-    topics = _topics(loaded, method_styles([*variants, *run_labels(loaded).values()]), buckets)
+    looks = method_styles([*variants, *run_labels(loaded).values()], styles)
+    topics = _topics(loaded, looks, buckets)
     parts = [
         *_introduction(loaded),
         *_lineage(loaded),

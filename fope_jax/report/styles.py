@@ -1,7 +1,7 @@
 """The look of curves: colour, marker and line style, readable without colour.
 
-A method of ``KNOWN`` and a variant of ``VARIANTS`` look the same in every figure and every report,
-whatever they are compared with.
+A method of ``KNOWN`` looks the same in every figure and every report, whatever it is compared with.
+So does a variant in reports that are given the same list of names (`fope report --styles`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -64,17 +65,6 @@ KNOWN = {
     "whole-cycles": Style("#000000", "<", "-."),
     "whole-cycles-qk-norm": Style("#000000", ">", "--"),
 }
-# Other names in experiments/, in the order in which they take a style; a new one goes to the end.
-VARIANTS = """
-fope-shared-layers fope-learnable fope-normal fope-no-series p-rope-6 fope-sigma-0.0
-fope+yarn16-256 rope+yarn16-256 fope+yarn-256 rope+fope-256
-fope+fope-256 rope+same-256 rope+yarn-256
-rope-log-n fope-equations fope-half rope-500k
-fope-shared-heads fope-sigma-0.5 fope-sigma-0.3 fope-d-64 fope-d-16
-fope-no-floor fope-wide-heads rope-wide-heads fope-sigma-0.1 fope-d-128
-series-all every-second series half fope-zero-phase
-clip-2048 clip-4096 fope-official-2048 fope-4096 fope-2048
-""".split()  # noqa: SIM905
 
 
 def line_styles(names: Iterable[str]) -> dict[str, Style]:
@@ -85,8 +75,33 @@ def line_styles(names: Iterable[str]) -> dict[str, Style]:
     }
 
 
-def method_styles(labels: Iterable[str]) -> dict[str, Style]:
-    """Styles by name: of those of ``KNOWN`` and ``VARIANTS`` the same in every call.
+def read_names(path: Path) -> list[str]:
+    """The names in a file, one a line; what stands after # is left out.
+
+    Raises:
+      ValueError: the file cannot be read as text, or a name stands twice, with its line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is no text file with a variant's name in each line: {error}"
+        ) from error
+    names: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if not (name := line.partition("#")[0].strip()):
+            continue
+        if name in names:
+            raise ValueError(f"{path}:{number}: {name!r} stands there twice")
+        names.append(name)
+    return names
+
+
+def method_styles(labels: Iterable[str], first: Iterable[str] = ()) -> dict[str, Style]:
+    """Styles by name: of those of ``KNOWN`` the same in every call.
+
+    Other names take theirs in the order of ``first``, so that they are the same in every call with
+    the same ``first``, or with one that goes on after it; then those that it lacks.
 
     Two labels of one call share neither marker and line style, nor colour and marker, while there
     is a choice. A method trained at several lengths keeps its colour.
@@ -96,8 +111,9 @@ def method_styles(labels: Iterable[str]) -> dict[str, Style]:
     """
     labels = list(dict.fromkeys(labels))
     styles = dict(KNOWN)
-    for label in VARIANTS:
-        styles[label] = _new_style(label, styles)
+    for label in first:
+        if label not in styles:
+            styles[label] = _new_style(label, styles)
     styles = {name: style for name, style in styles.items() if name in KNOWN or name in labels}
     for label in sorted(set(labels).difference(styles)):
         styles[label] = _new_style(label, styles)

@@ -223,6 +223,7 @@ VALUES = {
     "sweep experiments.py --workdir new --jobs": ["x", "", "1.5"],
     "export --run run -o new --step": WORDS_OF_NUMBERS,
     "export --run run -o new --dtype": ["x", "", "int8"],
+    "report run -o new --styles": ["nowhere.txt", "."],
     "report run -o new --buckets": ["x", "0", "-1", "4q", "4k,2k", "nan"],
     "plan --config config.py --topology": [
         "x",

@@ -19,6 +19,7 @@ from fope_jax.report.styles import (
     MORE_COLOURS,
     line_styles,
     method_styles,
+    read_names,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,23 @@ def test_a_method_looks_the_same_whatever_it_is_compared_with():
     assert {style.color for style in lengths.values()} == {KNOWN["rope"].color}
 
 
+def test_a_list_of_names_keeps_their_look_in_other_company(tmp_path):
+    path = tmp_path / "styles.txt"
+    path.write_text("# of the paper\nours\nours-small  # half the width\n\nrope\n")
+    names = read_names(path)
+    assert names == ["ours", "ours-small", "rope"]
+    one = method_styles(["ours-small", "rope", "zeta", "eta"], names)
+    other = method_styles(["theta", "ours-small", "ours"], [*names, "added"])
+    assert one["ours-small"] == other["ours-small"] != other["ours"]
+    assert one["rope"] == KNOWN["rope"]
+    path.write_text("ours\n\nours\n")
+    with pytest.raises(ValueError, match=r"styles.txt:3: 'ours' stands there twice"):
+        read_names(path)
+    for other in (tmp_path, tmp_path / "nowhere.txt"):
+        with pytest.raises(ValueError, match=f"{other} is no text file with a variant's name in"):
+            read_names(other)
+
+
 def test_curves_differ_without_colour():
     free = len(MARKERS) * len(LINES) - len(KNOWN)
     for looks in (
@@ -133,12 +151,13 @@ def experiment_labels():
 
 def test_no_look_comes_twice_in_a_figure_nor_changes_between_the_experiments():
     looks = {}
+    names = read_names(ROOT / "experiments/styles.txt")
     for experiment, labels in experiment_labels().items():
-        styles = method_styles(labels)
+        styles = method_styles(labels, names)
         assert len({style[:2] for style in styles.values()}) == len(labels), experiment
         assert len({str(style[1:]) for style in styles.values()}) == len(labels), experiment
         for label, style in styles.items():
-            assert looks.setdefault(label, style) == style, f"{label}: VARIANTS lacks it"
+            assert looks.setdefault(label, style) == style, f"styles.txt lacks {label}"
             assert (style.color == KNOWN["fope"].color) == (label in ("fope", "fope-qk-norm"))
             assert (style.color == KNOWN["rope"].color) == (label in ("rope", "rope-qk-norm"))
     assert len({style[:2] for style in KNOWN.values()}) == len(KNOWN)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -73,13 +74,17 @@ def command(config: str, workdir: Path, *overrides: str) -> list[str]:
     return [*verb, "--config", config, "--workdir", str(workdir), *overrides]
 
 
-def kill_after(line: list[str], workdir: Path, step: int) -> None:
-    """Starts training by a command line and sends SIGKILL once metrics.jsonl shows ``step``."""
+def kill_after(line: list[str], workdir: Path, step: int, saved: int = -1) -> None:
+    """Starts training by a command line and sends SIGKILL once metrics.jsonl shows ``step``.
+
+    And once a checkpoint of step ``saved`` is written; -1 waits for none.
+    """
+    store = CheckpointStore(workdir / "checkpoints")
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         rows = read_rows(workdir / "metrics.jsonl")
-        if any(row["kind"] == "train" and row["step"] >= step for row in rows):
+        if store.newest_step() >= saved and any(row["kind"] == "train" and row["step"] >= step for row in rows):
             break
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
@@ -91,8 +96,11 @@ def kill_after(line: list[str], workdir: Path, step: int) -> None:
 def arrays(workdir: Path, step: int) -> dict[str, bytes]:
     store = CheckpointStore(workdir / "checkpoints")
     assert store.latest_valid_step() == step
-    tree = store._orbax.restore(workdir / "checkpoints" / str(step))
-    leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+    items = [path for path in (workdir / "checkpoints" / str(step)).iterdir() if path.is_dir()]
+    with ocp.StandardCheckpointer() as orbax:
+        tree = {item.name: orbax.restore(item) for item in items}
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    assert leaves
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
 
@@ -105,7 +113,7 @@ def numbers(workdir: Path) -> list[tuple]:
 @pytest.mark.slow  # of the fast tests of faults one is killed in the same way
 def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, unbroken, tmp_path):
     killed = tmp_path / "killed"
-    kill_after(command(config, killed), killed, step=12)
+    kill_after(command(config, killed), killed, step=12, saved=10)
     done = subprocess.run(command(config, killed), capture_output=True, text=True, check=True)
     assert f"resuming {killed} at step " in done.stderr
     assert numbers(killed) == numbers(unbroken)

@@ -284,6 +284,7 @@ def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
         assert main([*command, *knobs]) == 2
         told = "--config.position.share_layers=False --config.position.outputs=official"
         assert f"what differs: {told}" in capsys.readouterr().err
+        command.append("--config.position.preset=official")  # as the file's head says
     assert main(command) == 0
     experiment = read_experiment(tmp_path / "run")
     assert (experiment.train.learning_rate, experiment.train.b2) == (3e-4, 0.999)

@@ -84,7 +84,9 @@ def kill_after(line: list[str], workdir: Path, step: int, saved: int = -1) -> No
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         rows = read_rows(workdir / "metrics.jsonl")
-        if store.newest_step() >= saved and any(row["kind"] == "train" and row["step"] >= step for row in rows):
+        if store.newest_step() >= saved and any(
+            row["kind"] == "train" and row["step"] >= step for row in rows
+        ):
             break
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)

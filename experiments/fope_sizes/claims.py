@@ -97,12 +97,25 @@ def against(size: str) -> BySeed:
     return minus(wider("wide-heads"), wider(size))
 
 
+def most_moved() -> float:
+    """The most that a gap changes between two measurements of seed 0, from 300 updates on."""
+    moves = []
+    for method, size in itertools.product(METHODS, SIZES):
+        at_length, at_longest = (
+            losses(f"{method}-{size}", 0, context) for context in (LENGTH, LONGEST)
+        )
+        gaps = [at_longest[step] - at_length[step] for step in at_length if step >= 300]
+        moves += [abs(after - before) for before, after in itertools.pairwise(gaps)]
+    return max(moves)
+
+
 # When the three seeds are there: ends(against("more-heads")) and ends(against("more-layers")).
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "RoPE's loss at L after {} updates is {} nats a token in seed 0",
         lambda: [UPDATES, target(0)],
     ),
+    Claim("A gap moves by up to {} between one measurement", lambda: [most_moved()]),
 )
 
 PAGE = Page(

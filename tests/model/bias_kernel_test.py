@@ -214,7 +214,8 @@ def test_all_that_a_layer_can_have_is_as_in_the_reference(name):
             jax.tree.leaves(gradients[array]), jax.tree.leaves(right), strict=True
         ):
             largest = float(jnp.abs(of_one).max())
-            assert largest > 0.1, array
+            # The softmax is blind to what all keys of a row share, unless a sink is among them.
+            assert largest > 0.1 or (array == "q_sums" and "sinks" not in arrays), array
             np.testing.assert_allclose(found, of_one, atol=2e-5 * max(1.0, largest / 10))
 
 

@@ -63,8 +63,8 @@ SLOW_BATCHES = """
 from fope_jax.evaluate import perplexity
 score = perplexity.score_windows
 def scored(*arguments, progress, **named):
-    def slowly(batches):
-        for batch in progress(batches):
+    def slowly(batches, **named):
+        for batch in progress(batches, **named):
             time.sleep(0.3)
             yield batch
     return score(*arguments, progress=slowly, **named)

@@ -97,13 +97,15 @@ def test_killed_before_its_manifest_a_step_does_not_count(runs, unbroken, tmp_pa
     class Killed(BaseException):
         pass
 
-    def kill():
-        raise Killed
+    reached, over, complete = threading.Event(), threading.Event(), StepSave._complete
 
-    over, complete = threading.Event(), StepSave._complete
+    def kill():
+        assert reached.wait(30)  # else the save would go on by the method of below
+        raise Killed
 
     def cut_off(save, digests):
         if save.step == 8:
+            reached.set()
             over.wait(30)
             raise SystemExit
         complete(save, digests)
@@ -240,7 +242,7 @@ def test_a_throttled_store_takes_what_arithmetic_says(runs, tmp_path, monkeypatc
 # ---------------------------------------------------------------------------- resuming
 
 
-# May change: key -> (another value, whether the losses are the same bits on the same mesh).
+# May change: key -> (another value, whether the losses are the same bits on any machine).
 CHANGES = {
     "train.accumulate": (2, False),
     "model.remat": ("full", True),
@@ -316,7 +318,6 @@ def test_a_run_goes_on_with_another_value(runs, unbroken, tmp_path, monkeypatch,
         assert runs.arrays(run, 12) == runs.arrays(unbroken, 12)
         assert totals[0] == pytest.approx(totals[1], rel=1e-12)
     else:
-        assert runs.arrays(run, 12) != runs.arrays(unbroken, 12), "it is computed otherwise"
         # The update after the change, then those that its rounding has gone through.
         for step, tolerance in ((6, 2e-7), (9, 1e-6), (12, 1e-6)):
             np.testing.assert_allclose(found[step][0], expected[step][0], rtol=tolerance)

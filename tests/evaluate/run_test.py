@@ -340,6 +340,7 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
         "long-window (validation)",
         "passkey (compact)",
         "retrieval (recall)",
+        "retrieval (recall_64_keys)",
         "retrieval (copy)",  # the others do not fit
     ]
     stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
@@ -450,7 +451,7 @@ def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
     assert not any("resets" in name for name in scored)
     (warned,) = [record.message for record in caplog.records if told in record.message]
     assert warned.startswith("document-resets (validation), no-resets (validation): left out: no")
-    assert len(scored) == 8
+    assert len(scored) == 9
 
 
 def test_wrong_answers_beyond_the_learned_table_are_found_before_any_work(

@@ -191,7 +191,7 @@ def test_windows_of_passkeys_read_as_the_template_says(kind, template):
 def test_windows_of_every_task_read_as_one_text(kind):
     made = tokenizer(kind)
     for name in TASKS:
-        if name not in ("recall", "copy"):
+        if name not in ("recall", "recall_64_keys", "copy"):  # of token ids
             task = make_task(name, made)
             size = task.min_length(np.random.default_rng(0), "test") + 200
             text = made.decode(task.draw_trial(np.random.default_rng(0), size, 0.5, "test").tokens)

@@ -347,7 +347,7 @@ def extend(
     with _session(verbose):
         _with_token_cache(extending, lambda: read_experiment(target))
         if evaluate:
-            _evaluate_run(load(target), None, False, [])
+            _evaluate_run(load(target), evaluation.evaluate, [], [], summarize)
     return load(target)
 
 

@@ -119,9 +119,10 @@ def test_the_story_of_a_notebook(run, tmp_path, capfd):
     assert f"step=3, parameters={run.num_parameters:,}, length=32" in repr(loaded)
     table = fj.evaluate(run, contexts=[1, 2])
     assert table["context"].tolist() == [32, 64] and table["trials"].tolist() == [2, 2]
-    longer = fj.extend(
-        run, method="yarn", length=64, workdir=tmp_path / "yarn", train_steps=1, train_batch_size=1
-    )
+    little = {"train_steps": 1, "train_batch_size": 1, "evaluate_passkey_lengths": (1,)}
+    yarn = tmp_path / "yarn"
+    longer = fj.extend(run, method="yarn", length=64, workdir=yarn, evaluate=True, **little)
+    assert set(longer.rows("retrieval")["context"]) == {64}
     assert (longer.length, longer.step, longer.method) == (64, 1, "rope")
     assert longer.experiment.position.scaling[0] == YaRN(2.0, 32)
     both = fj.evaluate([run, longer.workdir], contexts=[1])

@@ -80,8 +80,9 @@ def summarize_tasks(rows: Iterable[Row]) -> list[dict[str, Any]]:
     for row in (row for row in rows if row["kind"] == "task"):
         same = {"benchmark": row["protocol"], "task": row["task"]}
         same |= {key: tuple(row[key]) if key in row else None for key in LENGTHS}
-        for metric, sums in row["scores"].items():
-            records.append(same | _record(metric, *sums, row["total"], row["truncated"]))
+        for metric, (total, squares) in row["scores"].items():
+            record = _record(metric, total, squares, row["total"], row["truncated"])
+            records.append(same | record)
     for found in summarize(row for row in rows if row["kind"] == "retrieval"):
         same = {"benchmark": "ruler", "task": found["data"], "words": None}
         same["multiples"] = (found["multiple"], found["multiple"])

@@ -10,8 +10,8 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Runs of a few steps, in a directory of the test."""
-    for name, value in {"MPLBACKEND": "agg", "RUNS": str(tmp_path), "STEPS": "20"}.items():
+    """Runs of few steps, more than those of the warmup, in a directory of the test."""
+    for name, value in {"MPLBACKEND": "agg", "RUNS": str(tmp_path), "STEPS": "120"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(ROOT)
 

@@ -29,13 +29,7 @@ import numpy as np
 
 from fope_jax import position as positions
 from fope_jax.config import ConfigError, Experiment, build_experiment
-from fope_jax.config.from_python import (
-    Config,
-    config_of,
-    each_once,
-    evaluate_overrides,
-    overrides_of,
-)
+from fope_jax.config.from_python import Config, config_of, evaluate_overrides, overrides_of
 from fope_jax.data.build import build
 from fope_jax.data.manifest import MissingCacheError
 from fope_jax.evaluate import run as evaluation
@@ -228,12 +222,12 @@ def evaluate(
       NonFiniteError, LockError, ValueError: as `fope evaluate`.
     """
     runs = _listed(run)
-    given = [(name.removeprefix("evaluate_"), value) for name, value in values.items()]
+    given = list(values.items())
     if contexts is not None:
         given += [("lengths", contexts), ("passkey_lengths", contexts)]
     if retrieval_tasks is not None:
         given.append(("retrieval_tasks", retrieval_tasks))
-    overrides = evaluate_overrides(each_once(given), ("contexts", "protocols", "positions"))
+    overrides = evaluate_overrides(given, ("contexts", "protocols", "positions"))
     protocols = None if protocols is None else _texts("protocols", protocols, "same-tokens")
     evaluating = partial(evaluation.evaluate, protocols=protocols, force=force)
     return _evaluate_runs(runs, evaluating, overrides, positions, summarize, verbose)
@@ -279,7 +273,7 @@ def evaluate_tasks(
     runs = _listed(run)
     names = _texts("tasks", tasks, "questions.jsonl")
     request = TaskRequest(names, max_items, max_length, max_new_tokens)
-    overrides = evaluate_overrides(values, ("positions", *request._fields[1:]))
+    overrides = evaluate_overrides(values.items(), ("positions", *request._fields[1:]))
     evaluating = partial(evaluation.evaluate, tasks=request, force=force)
     return _evaluate_runs(runs, evaluating, overrides, positions, summarize_tasks, verbose)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,20 @@ def overrides_of(overrides: Mapping[str, Any] | None, values: Mapping[str, Any])
     ['train.steps=500', 'data.tasks=recall=0.5,copy=0.5']
     """
     named = [(_key_of(name), value) for name, value in values.items()]
-    keys = each_once([*named, *(overrides or {}).items()])
+    keys = _each_once([*named, *(overrides or {}).items()])
     return [f"{key}={_override_text(key, value)}" for key, value in keys.items()]
 
 
-def evaluate_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
-    """Overrides of fields of the section evaluate; ConfigError for others, with the nearest."""
+def evaluate_overrides(given: Iterable[tuple[str, Any]], arguments: Sequence[str]) -> list[str]:
+    """Overrides of fields of the section evaluate, which may stand before their names.
+
+    Raises ConfigError for one that is given twice, and for other names, with the nearest of these
+    fields and of ``arguments``.
+
+    >>> evaluate_overrides([("num_windows", 8), ("evaluate_stride", 16)], ["protocols"])
+    ['evaluate.num_windows=8', 'evaluate.stride=16']
+    """
+    values = _each_once([(name.removeprefix("evaluate_"), value) for name, value in given])
     keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
     keys["data_cache_dir"] = "data.cache_dir"
     for name in values:
@@ -93,8 +101,7 @@ def evaluate_overrides(values: Mapping[str, Any], arguments: Sequence[str]) -> l
     return [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
 
 
-def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dict; ConfigError for a key that is given twice."""
+def _each_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:

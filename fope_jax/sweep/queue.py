@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from fope_jax.position.registry import named_modules, to_spec
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.progress import SweepProgress
-from fope_jax.sweep.runs import PlannedRun
+from fope_jax.sweep.runs import PlannedRun, as_stored
 from fope_jax.train.workdir import CONFIG, has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
@@ -123,8 +122,7 @@ def _is_done(run: PlannedRun, workdir: Path) -> bool:
     # Without either, it is a failed start that may be overwritten.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         run.check_same(read_json(config), directory, "use another --workdir")
-    wanted = json.loads(json.dumps(experiment_to_dict(run.experiment)))  # lists for tuples
-    return stamp.is_file() and read_json(stamp)["experiment"] == wanted
+    return stamp.is_file() and read_json(stamp)["experiment"] == as_stored(run.experiment)
 
 
 def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> dict[str, float]:

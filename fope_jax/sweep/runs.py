@@ -115,14 +115,17 @@ class PlannedRun:
 
         Keys that may change when a run resumes tell no two runs apart.
         """
-        experiments = build_experiment(config), self.experiment
-        # As JSON, since a file has lists in place of tuples.
-        there, wanted = (json.loads(json.dumps(experiment_to_dict(e))) for e in experiments)
-        if changes := incompatible_changes(there, wanted):
+        there = as_stored(build_experiment(config))
+        if changes := incompatible_changes(there, as_stored(self.experiment)):
             raise ConfigError(
                 f"{path} holds another run than the sweep's; {advice}. Different:\n"
                 + "\n".join(f"  {change}" for change in changes)
             )
+
+
+def as_stored(experiment: Experiment) -> dict[str, Any]:
+    """The values of an experiment as a JSON file has them: with lists in place of tuples."""
+    return json.loads(json.dumps(experiment_to_dict(experiment)))
 
 
 def _command(run: Run, workdir: Path) -> list[str]:

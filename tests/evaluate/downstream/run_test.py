@@ -84,7 +84,7 @@ def test_in_python_a_row_is_a_metric_of_a_task(tmp_path, run, monkeypatch):
     assert {*table.index.get_level_values("method")} == {"fope", "nope"}
     monkeypatch.setattr(run_test.RunData, "open", lambda self, split: run_test.Cache())
     monkeypatch.setattr(run_test.Cache, "tokenizer", BYTES)
-    at_512 = {"passkey_lengths": (16,), "needle_haystack": "noise"}
+    at_512 = {"passkey_lengths": (16,), "evaluate_needle_haystack": "noise"}
     ruler = fj.evaluate_tasks(run, "ruler", max_items=1, **at_512)
     assert {*ruler["benchmark"]} == {"ruler"} and {*ruler["multiples"]} == {(16.0, 16.0)}
     assert {*ruler["task"]} == {*RULER_TASKS} and (ruler["score"] == 0).all()

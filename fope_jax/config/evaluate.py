@@ -46,8 +46,9 @@ class EvaluateConfig:
       bos_token: BOS token of the tokenizer, set by `fope import`; None for models trained here.
       add_bos_token: replace the first token of every window, document and prompt by BOS. Rows with
         and without it are not compared.
-      random_positions: score text at positions drawn as in training, see ``train.position_range``,
-        in place of 0, 1, 2, ..; contexts beyond the range are refused. Prompts count from 0.
+      random_positions: read text, passkeys and retrieval tasks at positions drawn as in training,
+        see ``train.position_range``, in place of 0, 1, 2, ..; contexts beyond the range are
+        refused. Downstream tasks and generation count from 0.
       texts: more text, tokenized for the run: "web" (119 pages labelled C4) and "news" (3,824
         articles), downloaded once, or ``NAME=GLOB`` for files of the kinds of ``data.train_files``.
       text_field: field of a line or column of a .parquet of ``texts`` that holds the text.

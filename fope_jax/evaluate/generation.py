@@ -35,46 +35,54 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
       where logits are not finite; and nats ``[B, R, A]`` float32 of each answer's tokens. With a
       third argument, ``questions [B, Q, P]``, each is read after the prompt without the others:
       ``answers [B, Q, R, A]``, and ``[B, Q, A]`` and ``[B, Q, R, A]`` come back. The prompt is read
-      once.
+      once. A fourth, ``positions [B, T + P + A - 1]``, are those of a prompt, a question and an
+      answer; without it they are 0, 1, 2, ...
     """
     graphdef, params, constants = split(model)
 
     def answer(
-        params: Any, constants: Any, prompts: Array, answers: Array, questions: Array | None = None
+        params: Any,
+        constants: Any,
+        prompts: Array,
+        answers: Array,
+        questions: Array | None = None,
+        positions: Array | None = None,
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         count, asked = answers.shape[-1], 0 if questions is None else questions.shape[2]
         room = asked + answer_room(count)
-        hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), room)
+        size = prompts.shape[1]
+        if positions is None:
+            whole = jnp.arange(size + asked + count - 1, dtype=jnp.int32)
+            positions = jnp.broadcast_to(whole, (len(prompts), len(whole)))
+        of_prompt, of_question, of_answer = jnp.split(positions, [size, size + asked], axis=1)
+        segments = jnp.ones_like(prompts)
+        hidden, cache, _ = prefill(model, prompts, segments, room, of_prompt)
         unembedding = model.unembedding_matrix()
 
-        def answer_after(
-            hidden: Array, cache: KVCache, position: Array, answers: Array
-        ) -> tuple[Array, Array]:
+        def answer_after(hidden: Array, cache: KVCache, answers: Array) -> tuple[Array, Array]:
             def answer_nats(answer: Array) -> Array:
                 """Nats ``[B, A]`` of one answer to each prompt."""
                 states = hidden[:, -1:]
                 if count > 1:
-                    positions = position + jnp.arange(count - 1, dtype=jnp.int32)
-                    segments = jnp.ones_like(positions)
+                    segments = jnp.ones_like(answer[:, :-1])
                     after, _ = forward_cached(
-                        model, cache, answer[:, :-1], positions, segments, keep=False
+                        model, cache, answer[:, :-1], of_answer, segments, keep=False
                     )
                     states = jnp.concatenate([states, after], axis=1)
                 return token_nats(states, unembedding, answer)[0]
 
             nats = jax.vmap(answer_nats, in_axes=1, out_axes=1)(answers)
-            return greedy_decode(model, hidden, cache, position, count), nats
+            return greedy_decode(model, hidden, cache, of_answer, count), nats
 
         def ask(asking: tuple[Array, Array]) -> tuple[Array, Array]:
             question, answers = asking
-            positions = position + jnp.arange(asked, dtype=jnp.int32)
-            segments = jnp.ones_like(positions)
-            hidden, longer = forward_cached(model, cache, question, positions, segments)
-            return answer_after(hidden, longer, position + asked, answers)
+            segments = jnp.ones_like(question)
+            hidden, longer = forward_cached(model, cache, question, of_question, segments)
+            return answer_after(hidden, longer, answers)
 
         if questions is None:
-            return answer_after(hidden, cache, position, answers)
+            return answer_after(hidden, cache, answers)
         in_turn = jax.lax.map(ask, (questions.swapaxes(0, 1), answers.swapaxes(0, 1)))
         return jax.tree.map(lambda x: x.swapaxes(0, 1), in_turn)
 
@@ -93,17 +101,17 @@ def by_rows(function: Callable[..., Any], mesh: Mesh, static: Sequence[str] = ()
     """Jits ``function(params, constants, *arrays, **static)``, whose arrays and results have rows.
 
     Returns:
-      The same function of NumPy arrays. Rows are split over the mesh's "data" and "fsdp" axes,
-      filled with copies where they do not divide; results are whole, in all processes.
+      The same function of NumPy arrays, or None. Rows are split over the mesh's "data" and "fsdp"
+      axes, filled with copies where they do not divide; results are whole, in all processes.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(function, static_argnames=static, out_shardings=replicated)
     of_rows, step = NamedSharding(mesh, partition_spec(("batch",))), axis_size(mesh, "batch")
 
-    def on_mesh(params: Any, constants: Any, *arrays: np.ndarray, **settings: Any) -> Any:
+    def on_mesh(params: Any, constants: Any, *arrays: np.ndarray | None, **settings: Any) -> Any:
         count = len(arrays[0])
         filled = np.resize(np.arange(count), count + -count % step)
-        split = [device_put_sharded(x[filled], of_rows) for x in arrays]
+        split = jax.tree.map(lambda x: device_put_sharded(x[filled], of_rows), arrays)
         results = jitted(params, constants, *split, **settings)
         return jax.tree.map(lambda x: np.asarray(x)[:count], results)
 

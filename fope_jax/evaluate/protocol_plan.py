@@ -32,6 +32,7 @@ from fope_jax.evaluate.retrieval import (
     ContextTooLongError,
     ContextTooShortError,
     TrialGrid,
+    answers_at_random_positions,
     check_trials,
     score_task,
 )
@@ -303,12 +304,15 @@ def _text_protocol(
         return score(scorer, cache, **settings, **batching, bos=bos and bos.id)
 
     identity = {"protocol": name, "split": split}
-    recorded = settings | {"cache": cache.fingerprint}
-    if draw is not None:
-        recorded |= {"positions": "random"}
+    recorded = settings | {"cache": cache.fingerprint, **_recorded(draw)}
     is_random = draw is not None
     protocol = Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN, is_random=is_random)
     return protocol.with_bos(bos, f"{beginning}; it is read and not scored")
+
+
+def _recorded(draw: PositionDraw | None) -> dict[str, Any]:
+    """What the settings of a protocol say of its positions."""
+    return {} if draw is None else {"positions": "random"}
 
 
 def _position_draw(experiment: Experiment, longest: int) -> PositionDraw | None:
@@ -338,12 +342,18 @@ def _trial_protocol(
         task = make_task(name, tokenizer, haystack)
     depths, trials = task.depths or settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, settings.trial_seed, bos and bos.id)
-    check_trials(task, grid, experiment.position.limits.max_length)
+    draw = _position_draw(experiment, max(contexts))
+    if draw is None:
+        check_trials(task, grid, experiment.position.limits.max_length)
+    else:
+        check_trials(task, grid, draw.position_range, "train.position_range has")
     if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):
         check_haystack(cache, max(contexts))
 
     def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
         batch_tokens = settings.batch_tokens
+        if draw is not None:
+            answerer = answers_at_random_positions(answerer, draw)
         return score_task(
             answerer, task, tokenizer, grid, batch_tokens=batch_tokens, progress=progress
         ), None
@@ -356,6 +366,8 @@ def _trial_protocol(
         "seed": settings.trial_seed,
         "half": "test",
         **task.describe(),
+        **_recorded(draw),
     }
-    protocol = Protocol(kind, identity, recorded, run, is_generative=True)
+    is_random = draw is not None
+    protocol = Protocol(kind, identity, recorded, run, is_generative=True, is_random=is_random)
     return protocol.with_bos(bos, "every prompt begins with {}")

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fope_jax.data.random_positions import PositionDraw
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
 from fope_jax.evaluate.generation import Answerer, answer_room
 from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.scoring import Progress, no_progress
+from fope_jax.evaluate.scoring import Progress, no_progress, positions_of_rows
 
 
 class ContextTooShortError(ValueError):
@@ -78,11 +79,16 @@ class TrialGrid(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
+DEFINED = "the position embedding is defined for at most"
+
+
+def check_trials(
+    task: Task, grid: TrialGrid, limit: int | None = None, limited: str = DEFINED
+) -> None:
     """Raises ContextTooShortError or ContextTooLongError, with the length that fits; ValueError for
     no trials, and for a depth or a context that is given twice.
 
-    ``limit`` is the most tokens that the position embedding is defined for, None any number. All
+    ``limit`` is the most tokens that can be read, None any number, and ``limited`` says why. All
     candidates of a task are read in the room of the longest, which ends beyond the context where it
     is longer than the answer.
     """
@@ -107,9 +113,24 @@ def check_trials(task: Task, grid: TrialGrid, limit: int | None = None) -> None:
     if limit is not None and context + beyond > limit:
         raise ContextTooLongError(
             f"passkey_lengths gives a context of {context} tokens, and with wrong answers of "
-            f"{task.name!r} {context + beyond} are read: the position embedding is defined for at "
-            f"most {limit}; evaluate contexts of up to {limit - beyond} or leave it out"
+            f"{task.name!r} {context + beyond} are read: {limited} {limit}; evaluate contexts of "
+            f"up to {limit - beyond} or leave it out"
         )
+
+
+def answers_at_random_positions(answerer: Answerer, draw: PositionDraw) -> Answerer:
+    """``answerer`` at positions drawn for each window from the tokens of its prompt.
+
+    A question and its answers, right and wrong ones, stand at the same positions after it.
+    """
+
+    def answer(prompts: np.ndarray, answers: np.ndarray, questions: np.ndarray | None = None):
+        asked = 0 if questions is None else questions.shape[2]
+        read = prompts.shape[1] + asked + answers.shape[-1] - 1
+        positions = positions_of_rows(draw, prompts, np.ones((len(prompts), read), np.int32))
+        return answerer(prompts, answers, questions, positions)
+
+    return answer
 
 
 def score_task(

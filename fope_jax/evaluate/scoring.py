@@ -83,13 +83,18 @@ def at_random_positions(scorer: Scorer, draw: PositionDraw) -> Scorer:
     def score(tokens: Array, targets: Array, index: TokenIndex | None = None) -> tuple[Any, Any]:
         rows = np.asarray(tokens)
         segments = np.ones(rows.shape, np.int32) if index is None else np.asarray(index.segments)
-        keys = [np.frombuffer(sha256(row.tobytes()).digest(), "<u4").tolist() for row in rows]
-        positions = np.concatenate(
-            [draw.positions(one[None], key) for one, key in zip(segments, keys, strict=True)]
-        )
+        positions = positions_of_rows(draw, rows, segments)
         return scorer(tokens, targets, TokenIndex(positions, segments))
 
     return score
+
+
+def positions_of_rows(draw: PositionDraw, rows: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Positions drawn for ``segments [B, S]``, for each row from its tokens ``rows [B, T]``."""
+    keys = [np.frombuffer(sha256(row.tobytes()).digest(), "<u4").tolist() for row in rows]
+    return np.concatenate(
+        [draw.positions(one[None], key) for one, key in zip(segments, keys, strict=True)]
+    )
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:

@@ -63,7 +63,8 @@ class KVCache(NamedTuple):
 
     Attributes:
       layers: a ``LayerCache`` for each of the P layers of a period.
-      positions, segments: ``[B, S]`` int32; segment 0 is padding or a token not yet read.
+      positions: ``[B, S]`` int32, or float32 where they have fractions of a token.
+      segments: ``[B, S]`` int32; segment 0 is padding or a token not yet read.
       filled: int32, tokens read; a NumPy number if known, so overflow raises under tracing too.
     """
 
@@ -345,15 +346,18 @@ def _filled_after(cache: KVCache, count: int) -> Any:
 
 
 def prefill(
-    model: Transformer, tokens: Array, segments: Array, room: int
+    model: Transformer, tokens: Array, segments: Array, room: int, positions: Array | None = None
 ) -> tuple[Array, KVCache, Array]:
     """Reads prompts that end together, ``tokens [B, T]`` padded on the left.
 
     ``segments [B, T]`` is 1 for the prompt and 0 for padding; ``room`` is the number of free slots
-    for tokens to come. Returns hidden ``[B, T, D]``, the cache, and the next position ``[B, 1]``.
+    for tokens to come; ``positions [B, T]`` are 0, 1, 2, .. from the prompt's first token on if
+    None. Returns hidden ``[B, T, D]``, the cache, and the next position ``[B, 1]``.
     """
-    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    if positions is None:
+        positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     cache = init_cache(model, tokens.shape[0], tokens.shape[1] + room)
+    cache = cache._replace(positions=cache.positions.astype(positions.dtype))
     hidden, cache = forward_cached(model, cache, tokens, positions, segments)
     return hidden, cache, positions[:, -1:] + 1
 
@@ -368,7 +372,8 @@ def greedy_decode(
 ) -> Array:
     """The next ``count`` tokens, each the most likely one, ``[B, count]`` int32.
 
-    ``hidden``, ``cache`` and ``position`` are from ``prefill``, with room for ``count - 1`` tokens.
+    ``hidden``, ``cache`` and ``position`` are from ``prefill``, with room for ``count - 1`` tokens;
+    a ``position [B, count - 1]`` is that of each token that is read.
     The first one is the most likely token that is not in ``not_first``.
     Tokens are -1 from the first non-finite logits on, from the model or a full cache (see
     ``forward_cached``). ValueError if ``count`` is below 1 or the cache is known to be too small.
@@ -384,16 +389,25 @@ def greedy_decode(
 
         return _choose_token(model, hidden, largest)
 
-    def step(carry: tuple[Array, KVCache, Array], _: None):
-        token, cache, position = carry
-        segments = jnp.ones_like(position)
-        hidden, cache = forward_cached(model, cache, token, position, segments, periods=periods)
+    def step(carry: tuple[Array, KVCache], position: Array):
+        token, cache = carry
+        segments = jnp.ones_like(token)
+        hidden, cache = forward_cached(
+            model, cache, token, position[:, None], segments, periods=periods
+        )
         token = choose(hidden)
-        return (token, cache, position + 1), token[:, 0]
+        return (token, cache), token[:, 0]
 
     first, periods = choose(hidden, not_first), _periods_for(model, count)
-    _, others = jax.lax.scan(step, (first, cache, position), length=count - 1)
+    _, others = jax.lax.scan(step, (first, cache), _positions_from(position, count - 1).T)
     return jnp.concatenate([first, others.T], axis=1)
+
+
+def _positions_from(position: Array, count: int) -> Array:
+    """Positions ``[B, count]`` of the tokens after ``position [B, 1]``; ``[B, count]`` stay."""
+    if position.shape[1] == count:
+        return position
+    return position + jnp.arange(count, dtype=position.dtype)[None]
 
 
 def sample_decode(

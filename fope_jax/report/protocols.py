@@ -12,6 +12,7 @@ from fope_jax.report.rows import NO_BOS, Run
 
 FEW_DOCUMENTS = 20  # with fewer, the note calls intervals rough
 NAMES_SHOWN = 8
+_POSITIONED = ("perplexity", "position", "passkey", "retrieval")  # kinds of ``random_positions``
 UNITS = {  # what a protocol reads; for others windows
     "sliding-window": "stretch",
     "chunks": "block",
@@ -195,10 +196,10 @@ def random_positions_notes(runs: Sequence[Run]) -> list[str]:
             f"{labels[run.path]} was trained at random positions: for each document in order, from "
             f"{longest:,} ({drawn})"
         )
-        rows = [*run.of("perplexity"), *run.of("position")]
+        rows = [row for kind in _POSITIONED for row in run.of(kind)]
         is_random = {"positions" in row for row in rows}
         if is_random:
-            text += "; its text is scored at " + (
+            text += "; it is evaluated at " + (
                 "positions drawn in the same way"
                 if is_random == {True}
                 else "positions 0, 1, 2, .."

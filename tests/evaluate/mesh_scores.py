@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fope_jax.data.random_positions import PositionDraw
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.packed import packed_positions
 from fope_jax.evaluate.restore import NonFiniteError, check_weights
@@ -90,8 +91,9 @@ def answers(config) -> dict:
     placed = [jax.device_put(part, tree_shardings(part, model.position, mesh)) for part in parts]
     rng = np.random.default_rng(1)
     asked = [rng.integers(0, 96, shape).astype(np.int32) for shape in ((ROWS, 17), (ROWS, 2, 4))]
+    positions = PositionDraw(40, "float", seed=2).positions(np.ones((ROWS, 20), int), [0])
     expected, on_mesh = (
-        [np.asarray(x) for x in answerer(*asked)]
+        [np.asarray(x) for x in answerer(*asked, None, positions)]
         for answerer in (model_answerer(model), model_answerer(merge(graphdef, *placed), mesh))
     )
     prompts, segments = asked[0], np.ones_like(asked[0])

@@ -6,12 +6,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.data.random_positions import PositionDraw
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, TrialLengths
 from fope_jax.data.retrieval.passkey import COMPACT, STANDARD, Passkey
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.generation import answer_room, model_answerer
-from fope_jax.evaluate.retrieval import ContextTooLongError, TrialGrid, check_trials, score_task
+from fope_jax.evaluate.retrieval import (
+    ContextTooLongError,
+    TrialGrid,
+    answers_at_random_positions,
+    check_trials,
+    score_task,
+)
+from fope_jax.evaluate.scoring import positions_of_rows
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import FoPE, RoPE, SelfExtend
@@ -254,28 +262,46 @@ def test_questions_after_one_window_are_answered_as_after_their_own(position):
     questions = rng.integers(0, 256, (2, 3, 5), np.int32)
     answers = rng.integers(0, 256, (2, 3, 4, 6), np.int32)
     answerer = model_answerer(model)
-    written, nats = map(np.asarray, answerer(prompts, answers, questions))
+    positions = PositionDraw(56, "subset", seed=1).positions(np.ones((2, 50), int), [0])
+    written, nats = map(np.asarray, answerer(prompts, answers, questions, positions))
     assert written.shape == (2, 3, 6) and nats.shape == (2, 3, 4, 6)
     for number in range(3):
         whole = np.concatenate([prompts, questions[:, number]], axis=1)
-        expected, losses = map(np.asarray, answerer(whole, answers[:, number]))
+        asked = answerer(whole, answers[:, number], None, positions)
+        expected, losses = map(np.asarray, asked)
         np.testing.assert_array_equal(written[:, number], expected)
         np.testing.assert_allclose(nats[:, number], losses, rtol=1e-4, atol=1e-5)
 
 
-def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():
+@pytest.mark.parametrize("kind", [None, "subset", pytest.param("float", marks=pytest.mark.slow)])
+def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say(kind):
+    """At positions from 0, and at drawn ones, whatever is in the other rows of the batch."""
     config = dataclasses.replace(SMALL, tie_embeddings=True)
     model = Transformer(config, FoPE(16), rngs=nnx.Rngs(3))
     task = make_task("copy", BYTES)
     draw = [task.draw_trial(np.random.default_rng(i), 41, 0.5, "test") for i in range(2)]
     prompts = np.stack([trial.tokens[:-8] for trial in draw])
     answers = np.stack([[trial.tokens[-8:], *trial.distractors[:2]] for trial in draw])
-    written, nats = map(np.asarray, model_answerer(model)(prompts, answers))
+    answerer, positions = model_answerer(model), np.arange(40)[None].repeat(2, 0)
+    if kind is not None:
+        drawn, plain = PositionDraw(100, kind, seed=1), answerer
+        answerer = answers_at_random_positions(plain, drawn)
+        positions = positions_of_rows(drawn, prompts, np.ones((2, 40), int))
+        assert (positions[0] != positions[1]).any() and (np.diff(positions) > 0).all()
+        assert (positions.dtype, (positions % 1).any()) == (
+            (np.int32, False) if kind == "subset" else (np.float32, True)
+        )
+        alone = answerer(prompts[1:], answers[1:])
+        np.testing.assert_array_equal(alone[0], answerer(prompts, answers)[0][1:])
+        from_zero = np.asarray(plain(prompts, answers)[1])
+        assert not np.allclose(answerer(prompts, answers)[1], from_zero, atol=1e-3)
+    written, nats = map(np.asarray, answerer(prompts, answers))
 
     def logits(texts):
-        positions = np.arange(texts.shape[1], dtype=np.int32)[None]
+        # The last token is not read by the answerer, nor does any other token see it.
+        at = np.concatenate([positions, positions[:, -1:] + 1], axis=1)
         return np.asarray(
-            nnx.jit(lambda model, x: model(x, positions, np.ones_like(positions)))(model, texts)
+            nnx.jit(lambda model, x: model(x, at, np.ones(at.shape, np.int32)))(model, texts)
         )
 
     greedy = logits(np.concatenate([prompts, written], axis=1))

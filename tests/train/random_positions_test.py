@@ -59,7 +59,7 @@ def test_rows_and_reports_say_how_a_run_was_trained_and_scored(finished, tmp_pat
     assert not any("positions" in row for row in plain)
     text = write_report([finished], tmp_path / "plain.html").read_text()
     assert "fope was trained at random positions: for each document in order, from 64" in text
-    assert "its text is scored at positions 0, 1, 2, .." in text
+    assert "it is evaluated at positions 0, 1, 2, .." in text
 
     evaluate(finished, overrides=["--config.evaluate.random_positions=True"], say=len)
     drawn = [row for row in read_rows(finished / "metrics.jsonl") if row["kind"] == "perplexity"]
@@ -69,7 +69,20 @@ def test_rows_and_reports_say_how_a_run_was_trained_and_scored(finished, tmp_pat
         # A context of all 64 positions leaves nothing to draw.
         assert (a["nats"] == b["nats"]) == (a["context"] == 64)
     text = write_report([finished], tmp_path / "drawn.html").read_text()
-    assert "scored at positions drawn in the same way" in text
+    assert "it is evaluated at positions drawn in the same way" in text
+
+
+def test_passkeys_are_asked_at_drawn_positions_too(finished, tmp_path):
+    asked = ["protocols=passkey", "passkey_trials=2", "passkey_templates=compact"]
+    asked += ["passkey_depths=0.5", "passkey_lengths=3,4", "random_positions=True"]
+    overrides = [f"--config.evaluate.{setting}" for setting in asked]
+    evaluate(finished, overrides=overrides, say=len)
+    rows = [row for row in read_rows(finished / "metrics.jsonl") if row["kind"] == "passkey"]
+    assert [row["context"] for row in rows] == [48, 64]
+    assert all(row["positions"] == "random" for row in rows)
+    overrides += ["--config.evaluate.passkey_lengths=1,8"]
+    with pytest.raises(ValueError, match="a context of 128 tokens has not so many different .* 4$"):
+        evaluate(finished, overrides=overrides, say=len)
 
 
 def test_a_context_longer_than_the_range_cannot_be_drawn(finished):

@@ -374,6 +374,7 @@ def spectrum(
     contexts: Sequence[int] = spectra.MULTIPLES,
     windows: int = spectra.WINDOWS,
     *,
+    text: str | None = None,
     untrained: bool = False,
     verbose: bool = False,
 ) -> DataFrame:
@@ -383,6 +384,7 @@ def spectrum(
       run: a run with text, or its directory.
       contexts: lengths in multiples of the training length.
       windows: number of windows of each length.
+      text: files to read in place of the run's split, as in ``evaluate.texts``: "mine=book.txt".
       untrained: measure the parameters that training began with.
       verbose: print messages to stderr.
 
@@ -398,6 +400,7 @@ def spectrum(
         untrained=untrained,
         multiples=contexts,
         windows=windows,
+        text=text,
         say=log.info,
     )
     with _session(verbose):

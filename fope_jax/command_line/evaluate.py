@@ -213,6 +213,12 @@ def _tasks(arguments: argparse.Namespace) -> TaskRequest | None:
         help="multiples of the training length (1,2,4,8)",
     ),
     option("--windows", type=int, default=8, help="number of windows of each length (8)"),
+    option(
+        "--text",
+        metavar="NAME=GLOB",
+        help="files to read in place of the run's validation split, or web or news, as in "
+        "evaluate.texts; no token cache is needed",
+    ),
     out("directory of the page (RUN/spectrum)", required=False),
     needs=("matplotlib",),
 )
@@ -222,6 +228,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     examples:
       fope spectrum runs/fope --untrained        before training
       fope spectrum runs/fope                    and after: both on one page, runs/fope/spectrum
+      fope spectrum runs/smollm2 --text mine=book.txt   an import, which has no token cache
       fope report runs/* -o runs/report          what they say about generalization, over all runs
       fope spectrum --demo -o runs/theory
     """
@@ -254,6 +261,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
         untrained=arguments.untrained,
         multiples=whole_numbers("--lengths", arguments.lengths),
         windows=arguments.windows,
+        text=arguments.text,
     )
     print(f"{len(measured['rows'])} rows in {run / 'metrics.jsonl'}")
     print(f"spectra in {write_spectrum(measured, out)}")

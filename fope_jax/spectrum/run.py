@@ -11,6 +11,8 @@ from flax import nnx
 
 from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import find_bos
+from fope_jax.data.cache_reader import TokenCache
+from fope_jax.data.held_out import HeldOut, read_held_out
 from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
 from fope_jax.evaluate.restore import (
     NonFiniteError,
@@ -19,7 +21,7 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.run_data import find_run_data
+from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
 from fope_jax.evaluate.windows import context_lengths, place_windows
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
@@ -46,6 +48,7 @@ def measure_run(
     untrained: bool = False,
     multiples: Sequence[int] = MULTIPLES,
     windows: int = WINDOWS,
+    text: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measures one checkpoint and replaces its rows of kind "spectrum".
@@ -59,6 +62,8 @@ def measure_run(
       untrained: measures the initial parameters, drawn again from the run's seed.
       multiples: context lengths, in training lengths.
       windows: number of windows of each length.
+      text: what is read in place of the split, one of ``evaluate.texts``, such as
+        "mine=book.txt"; it needs no token cache.
       say: called with one line for each length.
 
     Returns:
@@ -68,6 +73,7 @@ def measure_run(
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
       NonFiniteError: weights or activations are not finite; names the document.
+      CorpusError: a ``text`` that cannot be read.
       ValueError: lengths that the method, the documents, the memory or the resolution do not allow;
         an untrained model of a run that continues another.
     """
@@ -91,8 +97,13 @@ def measure_run(
     else:
         _, model, step, _ = load_run(workdir, step)
     check_weights(model, f"{workdir}, step {step}")
-    split = next(iter(settings.splits), "validation")
-    cache = find_run_data(workdir, experiment.data).open(split)
+    cache: TokenCache | HeldOut
+    if text is None:
+        split = next(iter(settings.splits), "validation")
+        cache = find_run_data(workdir, experiment.data).open(split)
+    else:
+        tokenizer = load_run_tokenizer(workdir, experiment.data)
+        cache = read_held_out(text, tokenizer, experiment.data, settings.text_field)
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     warn_where_bos_is_unknown(workdir)
     bos = find_bos(cache.tokenizer, settings.bos_token) if settings.add_bos_token else None
@@ -121,7 +132,12 @@ def measure_run(
         measured = measure_layers(
             context, observe_windows(context), layers, training_length=length, last=last
         )
-        fields = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
+        fields = {
+            "split": cache.split,
+            "context": context,
+            "windows": len(placed.stop),
+            "last": last,
+        }
         fields |= {"bos_token": bos.token} if bos else {}
         for index, spectrum in enumerate(measured):
             values = {name: _to_json(value) for name, value in vars(spectrum).items()}

@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.data.corpora import CorpusError
+from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.restore import NonFiniteError
@@ -29,7 +31,7 @@ class Tokenizer:
 
 
 class Cache:
-    tokenizer = Tokenizer()
+    split, tokenizer = "validation", Tokenizer()
 
     def __init__(self):
         self.stream = np.random.default_rng(0).integers(0, 40, 700).astype(np.int32)
@@ -48,7 +50,9 @@ def cache():
         yield
 
 
-def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda layers: {}):
+def save(
+    workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda layers: {}, vocab_size=40
+):
     """A run whose checkpoint holds a new model drawn from the seed ``drawn_from``."""
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(
@@ -56,7 +60,12 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda lay
             "name": method if isinstance(method, str) else method["method"],
             "seed": seed,
             "model": dict(
-                vocab_size=40, d_model=16, num_layers=2, num_heads=2, mlp_dim=16, init_std=0.2
+                vocab_size=vocab_size,
+                d_model=16,
+                num_layers=2,
+                num_heads=2,
+                mlp_dim=16,
+                init_std=0.2,
             ),
             "position": {"method": method} if isinstance(method, str) else method,
             "data": dict(
@@ -185,6 +194,25 @@ def test_step_0_of_imported_weights_is_their_checkpoint(tmp_path):
     assert numbers(measured) == numbers(quiet(workdir, multiples=(1,)))
     with pytest.raises(ValueError, match="has imported weights and did not begin untrained: mea"):
         quiet(workdir, untrained=True)
+
+
+def test_a_text_takes_the_place_of_the_token_cache(tmp_path, monkeypatch):
+    """As for imported weights, which have none."""
+    monkeypatch.setattr(RunData, "open", lambda self, split: pytest.fail("a cache is opened"))
+    workdir = save(tmp_path / "bytes", "rope", vocab_size=259)
+    info = {"tokenizer": describe_tokenizer(BytesTokenizer())}
+    (workdir / "run.json").write_text(json.dumps(info))
+    (tmp_path / "book.txt").write_text("Call me Ishmael. " * 40)
+    source = f"mine={tmp_path}/book.txt"
+    measured = quiet(workdir, text=source)
+    assert [(row["split"], row["context"]) for row in measured["rows"][::2]] == [
+        ("mine", 64),
+        ("mine", 128),
+    ]
+    with pytest.raises(ValueError, match="text 'book.txt'; accepted: web, news, or NAME=GLOB"):
+        quiet(workdir, text="book.txt")
+    with pytest.raises(CorpusError, match="nowhere.txt"):
+        quiet(workdir, text=f"mine={tmp_path}/nowhere.txt")
 
 
 def test_what_cannot_be_measured_is_refused(rope, tmp_path):

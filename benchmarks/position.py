@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.position.base import ModelShape
 from fope_jax.position.rotation import inverse_frequencies
+from fope_jax.processes.cores import available_cores
 from fope_jax.train.workdir import git_commit
 
 COMPARED = ["nope", "rope", "fope", "alibi", "t5", "kerple", "fire", "cope"]
@@ -114,13 +114,9 @@ def provenance() -> str:
     commit = git_commit(Path(__file__).parent) or "unknown"
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     return (
-        f"{date.today()}, commit {commit}, {platform.machine()}, {_cores()} cores, {devices}, "
-        f"jax {jax.__version__}"
+        f"{date.today()}, commit {commit}, {platform.machine()}, {len(available_cores())} cores, "
+        f"{devices}, jax {jax.__version__}"
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def say(text: str) -> None:

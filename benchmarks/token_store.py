@@ -43,11 +43,11 @@ from fope_jax.data.documents import group_documents
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
-from fope_jax.data.parts import save_part
+from fope_jax.data.parts import list_parts, save_part
 from fope_jax.data.sources import list_sources
-from fope_jax.data.tokenized import count_cores, list_parts
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, describe_tokenizer
 from fope_jax.extras import require
+from fope_jax.processes.cores import available_cores
 from fope_jax.storage.files import file_sha256
 
 LENGTH, BATCH_SIZE = 512, 1024
@@ -210,7 +210,7 @@ def show_builds(
 ) -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"  # else one worker's tokenizer uses every core
     print(
-        f"| documents | tokens | workers | tokens/s on {count_cores()} cores"
+        f"| documents | tokens | workers | tokens/s on {len(available_cores())} cores"
         " | beside one tokenizer times the workers | beside as many tokenizers at once"
         " | tokens per s of CPU | beside the tokenizer's | s of CPU of the main process |"
     )

@@ -26,5 +26,6 @@ from fope_jax.config.files import load_config as load_config
 from fope_jax.config.files import parse_arg as parse_arg
 from fope_jax.config.files import parse_knob as parse_knob
 from fope_jax.config.files import split_override as split_override
+from fope_jax.config.files import split_spec as split_spec
 from fope_jax.config.train import Stage as Stage
 from fope_jax.config.train import TrainConfig as TrainConfig

@@ -8,7 +8,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Union
 
 import numpy as np
@@ -53,9 +53,19 @@ def _parse(text: str, kind: Any) -> Any:
     if is_text:
         return text
     if tuple in origins:
-        items = [item.strip() for item in text.strip("()[] ").split(",")]
-        return tuple(None if item.lower() == "none" else _literal(item) for item in items if item)
+        text = text.strip()
+        if text[:1] + text[-1:] in ("()", "[]"):
+            text = text[1:-1]
+        items = [item.strip() for item in text.split(",")]
+        return tuple(_parse_item(item, choices) for item in items if item)
     return _literal(text)
+
+
+def _parse_item(text: str, kinds: Sequence[Any]) -> Any:
+    """An item of a list of ``kinds``; one of texts is a number or none only without them."""
+    if str in kinds and text[0] not in "\"'":
+        return text
+    return None if text.lower() == "none" else _literal(text)
 
 
 def _literal(text: str) -> Any:

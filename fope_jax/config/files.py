@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import re
 import runpy
 import traceback
 from collections.abc import Iterable, Mapping
@@ -38,6 +39,7 @@ from fope_jax.storage.run_paths import CONFIG, is_of_weights
 
 logger = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).parents[1]
+_SPEC = re.compile(r"(.*?\.(?:py|json))(?::(.*))?", re.DOTALL)
 # A wheel holds the configurations inside the package, a checkout beside it.
 SHIPPED = next(filter(Path.is_dir, [_PACKAGE / "configs"]), _PACKAGE.parent / "configs")
 
@@ -54,7 +56,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: a missing file or get_config, an unknown key, or a wrong type.
     """
-    name, _, arg = spec.partition(":")
+    name, arg = split_spec(spec)
     path = _find_file(name)
     if not path.endswith(".json"):
         config = call_in_file("configuration", path, "get_config", arg)
@@ -107,6 +109,17 @@ def _import_tracker(train: Any) -> None:
             import_module(name.partition(":")[0])
         except ValueError as error:
             raise ConfigError(f"config.train.tracker: {error}") from error
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """The path and the argument of ``path.py:arg``; a directory may have colons in its name.
+
+    >>> split_spec("sweep.py:seeds=3"), split_spec("a:b/config.json"), split_spec("recall:seed=1")
+    (('sweep.py', 'seeds=3'), ('a:b/config.json', ''), ('recall', 'seed=1'))
+    """
+    found = _SPEC.fullmatch(spec)
+    path, _, arg = (found.group(1), "", found.group(2)) if found else spec.partition(":")
+    return path, arg or ""
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:

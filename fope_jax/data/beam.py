@@ -64,7 +64,8 @@ class BeamWorkers(InProcess):
         super().__init__(config, tokenizer)
         self._runner = runner
         # The digest lets caches share a directory.
-        identity = json.dumps([content, tokenizer.fingerprint, _FORMAT]).encode()
+        books = [sorted(config.validation_books), sorted(config.excluded_books)]
+        identity = json.dumps([content, tokenizer.fingerprint, books, _FORMAT]).encode()
         place = (runner.parts or directory).rstrip("/")
         self._directory = f"{place}/{hashlib.sha256(identity).hexdigest()[:16]}"
 

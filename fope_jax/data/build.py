@@ -35,6 +35,7 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.mirror import exclusive_lock, local_directory, upload
+from fope_jax.data.parts import list_parts, split_bytes
 from fope_jax.data.sources import (
     Source,
     check_damage,
@@ -46,16 +47,7 @@ from fope_jax.data.sources import (
     list_sources,
     source_warnings,
 )
-from fope_jax.data.tokenized import (
-    InProcess,
-    Pool,
-    count_cores,
-    list_parts,
-    read_documents,
-    split_bytes,
-    take_first,
-    tfds_documents,
-)
+from fope_jax.data.tokenized import InProcess, Pool, read_documents, take_first, tfds_documents
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -66,6 +58,7 @@ from fope_jax.data.tokenizers import (
 )
 from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.logs import report_progress
+from fope_jax.processes.cores import available_cores
 from fope_jax.storage.directories import make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
@@ -227,7 +220,6 @@ def _build_cache(
     manifest = _manifest(config, sources, state, tokenizer)
     with writing_errors(partial / MANIFEST):
         write_json(partial / MANIFEST, add_digest(manifest))
-    state.path.unlink()
     directory = content_directory(base, manifest["fingerprint"])
     if directory.exists():  # without a sound manifest, or it would have been kept
         old = directory.with_name(directory.name + ".old")
@@ -235,6 +227,7 @@ def _build_cache(
         directory.rename(old)
         shutil.rmtree(old, ignore_errors=True)
     partial.rename(directory)
+    (directory / state.path.name).unlink()  # last: without it a build begins anew
     return directory
 
 
@@ -246,7 +239,7 @@ def _count_workers(config: DataConfig, sources: Sequence[Source], workers: int |
         # Documents of TFDS go to the pool in groups, whatever files they are in.
         of_tfds = sum(tfds_documents(sources, split)) // TFDS_DOCUMENTS
         most = max(most, sum(map(len, parts)) + of_tfds)
-    return max(1, min(workers or count_cores(), most))
+    return max(1, min(workers or len(available_cores()), most))
 
 
 def _left_out(sources: Iterable[Source]) -> set[str]:

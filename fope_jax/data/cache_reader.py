@@ -219,19 +219,20 @@ class TokenCache:
             ranges = [Range(*part[1:]) for part in parts]
             found = self._from_bucket(self._bucket.read, ranges)
         else:
-            found = [self._read_local(*part) for part in parts]
+            found = [self._read_local(*part[1:]) for part in parts]
         for (shard, _, begin, end), data in zip(parts, found, strict=True):
             if len(data) != end - begin:
                 raise self._damage(shard, f"it ends after {begin + len(data)} bytes")
         return found
 
-    def _read_local(self, shard: int, file: str, begin: int, end: int) -> bytes:
+    def _read_local(self, file: str, begin: int, end: int) -> bytes:
         try:
             return self._files.read(file, begin, end)
         except FileNotFoundError:
             raise self._missing(file) from None
         except OSError as error:
-            raise self._damage(shard, f"it cannot be read: {error}") from error
+            path = self.directory / file
+            raise CacheError(f"token cache: {path} cannot be read: {error}") from error
 
     def _fetch(self, files: Iterable[str]) -> None:
         """Copies whole files from a bucket, unless they are here."""

@@ -260,7 +260,7 @@ def index_rows(tokens: np.ndarray, starts: np.ndarray, begin: int, block: int) -
 def add_bad_document(bad: dict[str, Any], name: str, reason: str) -> dict[str, Any]:
     """Adds an unreadable document to ``bad``: count, digest of all names, first reasons."""
     name = name.rpartition("/")[2]  # the digest must not depend on where the files are
-    names = f"{bad['digest']} {name}".encode()
+    names = f"{bad['digest']} {name}".encode(errors="surrogateescape")
     return {
         "count": bad["count"] + 1,
         "digest": hashlib.sha256(names).hexdigest(),

@@ -49,7 +49,8 @@ def changed_text(config: DataConfig, sources: Sequence[Source]) -> list[str]:
     Files in buckets are not looked at. Of a large file with the same size and another time of
     change nobody knows without reading it: it counts as changed.
     """
-    known = {source["path"]: source for source in sources if "sha256" in source}
+    texts = [source for source in sources if source["corpus"] in ("text", "c4")]
+    known = {source["path"]: source for source in texts if "sha256" in source}
     known = {path: source for path, source in known.items() if not is_in_bucket(path)}
     here = {path for path in known if Path(path).is_file()}
     if not here:

@@ -19,9 +19,10 @@ from fope_jax.data.corpora import (
     glob_text_files,
     read_file,
 )
+from fope_jax.data.documents import encode_group
 from fope_jax.data.sources import examples_line
 from fope_jax.data.text_packages import PACKAGES, download_package
-from fope_jax.data.tokenizers import Tokenizer, encode_documents
+from fope_jax.data.tokenizers import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenize
     kept = [document for document in documents if document.text]
     if not kept:
         raise CorpusError(f"text {name!r} is empty: no document has text")
-    tokens, changed = encode_documents(tokenizer, [document.text for document in kept])
+    stream, lengths, sizes, changed = encode_group(tokenizer, [each.text for each in kept])
     names = [
         document.name for document, is_changed in zip(kept, changed, strict=True) if is_changed
     ]
@@ -108,11 +109,8 @@ def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenize
         )
     table = np.zeros(len(kept), DOCUMENT_DTYPE)
     table["name"] = [document.name for document in kept]
-    table["length"] = [len(ids) + 1 for ids in tokens]
-    table["start"] = np.cumsum(table["length"]) - table["length"]
-    table["bytes"] = [len(document.text.encode()) for document in kept]
-    end = np.array([tokenizer.eos_id], np.int32)
-    stream = np.concatenate([part for ids in tokens for part in (ids, end)], dtype=np.int32)
+    table["length"], table["start"] = lengths, np.cumsum(lengths) - lengths
+    table["bytes"] = sizes
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
     for document in kept:
         text = document.text.encode()

@@ -40,8 +40,9 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     ``waiting`` is called before waiting. If the body fails, the lock file and its new directories
     are removed.
     """
-    made = make_directory(path.parent)
+    made: list[Path] = []
     while True:
+        made += make_directory(path.parent)  # its holder may have failed and removed it
         with open(path, "w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -90,7 +90,8 @@ def _open(path: Path, column: str) -> Iterator[Any]:
         kind = file.schema_arrow.field(column).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        types = pa.types
+        if not any(f(kind) for f in (types.is_string, types.is_large_string, types.is_string_view)):
             raise CorpusError(f"{path}: column {column!r} is of {kind}, no text; {NAME_FIELD}")
         yield file
 

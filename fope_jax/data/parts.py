@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +18,11 @@ from fope_jax.data.cache_writer import writing_errors
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import WHOLE, Piece, read_corpus, read_file
 from fope_jax.data.documents import Document, TokenizedDocuments, encode_group, group_documents
+from fope_jax.data.sources import Source
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.storage.paths import as_path, is_in_bucket
 
+PART_BYTES = 2**23  # small files share a part
 _READ_TOKENS = 2**20  # of a saved part at a time
 
 
@@ -40,6 +42,53 @@ class Part(NamedTuple):
     files: tuple[str, ...]
     size: int
     piece: Piece = WHOLE
+
+
+def list_parts(
+    config: DataConfig,
+    corpus: str,
+    split: str,
+    sources: Iterable[Source],
+    left_out: Collection[str] = (),
+) -> list[Part]:
+    """The parts of a split in order: large files or their pieces, small files up to ``PART_BYTES``.
+
+    None for C4 from TFDS, whose reader mixes its files.
+    """
+    if corpus == "c4" and config.tfds_data_dir:
+        return []
+    files = [s for s in sources if (s["corpus"], s.get("split")) == (corpus, split)]
+    if corpus == "gutenberg":
+        return [Part(corpus, split, 0, (), _book_bytes(config, split))]
+    parts: list[Part] = []
+    for file in files:
+        if file["path"] in left_out:
+            continue
+        if pieces := file.get("pieces"):
+            whole = Part(corpus, split, 0, (file["path"],), file["size"] // len(pieces))
+            for piece in pieces:
+                parts.append(whole._replace(number=len(parts), piece=Piece(*piece)))
+        elif parts and parts[-1].piece == WHOLE and parts[-1].size + file["size"] <= PART_BYTES:
+            last = parts[-1]
+            size, names = last.size + file["size"], (*last.files, file["path"])
+            parts[-1] = last._replace(files=names, size=size)
+        else:
+            parts.append(Part(corpus, split, len(parts), (file["path"],), file["size"]))
+    return parts
+
+
+def split_bytes(
+    config: DataConfig, split: str, sources: Iterable[Source], left_out: Collection[str] = ()
+) -> int:
+    """Bytes that `read_documents` reports: of files, or of the books in the package of all."""
+    files = [s for s in sources if s.get("split") == split and s["path"] not in left_out]
+    corpora = {file["corpus"] for file in files}
+    size = sum(file["size"] for file in files if file["corpus"] != "gutenberg")
+    return size + (_book_bytes(config, split) if "gutenberg" in corpora else 0)
+
+
+def _book_bytes(config: DataConfig, split: str) -> int:
+    return sum(len(book.text.encode()) for book in read_corpus(config, "gutenberg", split))
 
 
 def tokenize_group(

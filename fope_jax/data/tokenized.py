@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from fope_jax.data.config import DataConfig
-from fope_jax.data.corpora import WHOLE, Piece, read_corpus
 from fope_jax.data.documents import (
     CorpusError,
     Document,
@@ -33,6 +32,7 @@ from fope_jax.data.documents import (
 )
 from fope_jax.data.parts import (
     Part,
+    list_parts,
     part_name,
     read_saved_part,
     remove_part,
@@ -43,56 +43,9 @@ from fope_jax.data.parts import (
 )
 from fope_jax.data.sources import Source
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
+from fope_jax.processes.cores import available_cores
 
-PART_BYTES = 2**23  # small files share a part
 _AHEAD = 2  # parts of each worker that are tokenized before they are read
-
-
-def list_parts(
-    config: DataConfig,
-    corpus: str,
-    split: str,
-    sources: Iterable[Source],
-    left_out: Collection[str] = (),
-) -> list[Part]:
-    """The parts of a split in order: large files or their pieces, small files up to ``PART_BYTES``.
-
-    None for C4 from TFDS, whose reader mixes its files.
-    """
-    if corpus == "c4" and config.tfds_data_dir:
-        return []
-    files = [s for s in sources if (s["corpus"], s.get("split")) == (corpus, split)]
-    if corpus == "gutenberg":
-        return [Part(corpus, split, 0, (), _book_bytes(config, split))]
-    parts: list[Part] = []
-    for file in files:
-        if file["path"] in left_out:
-            continue
-        if pieces := file.get("pieces"):
-            whole = Part(corpus, split, 0, (file["path"],), file["size"] // len(pieces))
-            for piece in pieces:
-                parts.append(whole._replace(number=len(parts), piece=Piece(*piece)))
-        elif parts and parts[-1].piece == WHOLE and parts[-1].size + file["size"] <= PART_BYTES:
-            last = parts[-1]
-            size, names = last.size + file["size"], (*last.files, file["path"])
-            parts[-1] = last._replace(files=names, size=size)
-        else:
-            parts.append(Part(corpus, split, len(parts), (file["path"],), file["size"]))
-    return parts
-
-
-def split_bytes(
-    config: DataConfig, split: str, sources: Iterable[Source], left_out: Collection[str] = ()
-) -> int:
-    """Bytes that `read_documents` reports: of files, or of the books in the package of all."""
-    files = [s for s in sources if s.get("split") == split and s["path"] not in left_out]
-    corpora = {file["corpus"] for file in files}
-    size = sum(file["size"] for file in files if file["corpus"] != "gutenberg")
-    return size + (_book_bytes(config, split) if "gutenberg" in corpora else 0)
-
-
-def _book_bytes(config: DataConfig, split: str) -> int:
-    return sum(len(book.text.encode()) for book in read_corpus(config, "gutenberg", split))
 
 
 class InProcess:
@@ -131,7 +84,7 @@ class Pool(InProcess):
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, directory: Path, workers: int):
         super().__init__(config, tokenizer)
         self._directory, self._ahead = directory / "parts", _AHEAD * workers
-        threads = max(1, count_cores() // workers)
+        threads = max(1, len(available_cores()) // workers)
         description = json.dumps(describe_tokenizer(tokenizer))
         self._load = functools.partial(_load_in_worker, description, str(directory), threads)
         # Spawned: a fork of a process with threads may wait for ever.
@@ -326,13 +279,6 @@ def take_first(
             tokens -= int(group.lengths[has_text].sum())
         if documents is not None:
             documents -= int(has_text.sum())
-
-
-def count_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _start_worker(threads: int) -> None:

@@ -148,7 +148,8 @@ def has_tokenizer_of_run(workdir: str | Path, tokenizer: str) -> bool | None:
     if description is None or not tokenizer.endswith(".json"):
         return None
     try:
-        content, eos = as_path(tokenizer).read_text("utf-8-sig"), str(description.get("eos"))
+        content = as_path(tokenizer).read_bytes().decode("utf-8-sig")
+        eos = str(description.get("eos"))
         return description["fingerprint"] in (
             JsonTokenizer(content, eos, description.get("control", ())).fingerprint,
             JsonTokenizer.fingerprint_of(content, eos),

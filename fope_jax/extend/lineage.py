@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
+from fope_jax.data.cache_directories import cache_identity
 from fope_jax.data.cache_reader import TokenCache
 from fope_jax.extend.frequencies import FrequencyChanges
 from fope_jax.extend.methods import fope_form
@@ -113,9 +113,8 @@ def log_position_change(
 
 
 def has_same_data(parent: Experiment, child: Experiment) -> bool:
-    """Whether both read the same text with the same tokenizer; its place may differ."""
-    place = {key: getattr(child.data, key) for key in ("cache_dir", "copy_shards")}
-    return dataclasses.replace(parent.data, **place) == child.data
+    """Whether both read the same tokens, wherever they are and however packed."""
+    return cache_identity(parent.data) == cache_identity(child.data)
 
 
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -99,20 +98,18 @@ def open_parent(
 def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
     run, named_step = split_step(source)
     experiment = read_experiment(run)
-    with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
-        if step is None and named_step is not None:  # an extension that has begun may outlive it
-            store.check_exists(named_step)
-        step = step if named_step is None else named_step
-        step = find_step(run, store, None) if step is None else step
+    store = CheckpointStore(run / CHECKPOINTS)  # one, which hashes the files of a step once
+    if step is None and named_step is not None:  # an extension that has begun may outlive it
+        store.check_exists(named_step)
+    step = step if named_step is None else named_step
+    step = find_step(run, store, None) if step is None else step
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
-        with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
-            arrays = restore_checked(store, step, experiment, plan, accept_position, with_optimizer)
-            return ParentArrays(arrays, store.metadata(step))
+        arrays = restore_checked(store, step, experiment, plan, accept_position, with_optimizer)
+        return ParentArrays(arrays, store.metadata(step))
 
     def item(name: str) -> StoredItem:
-        with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
-            return store.item(step, name)
+        return store.item(step, name)
 
     facts = read_json(run / RUN) if (run / RUN).is_file() else {}
     kept, trained = facts.get(KEPT, {}), experiment

@@ -12,7 +12,7 @@ from flax import nnx
 from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache_reader import TokenCache
-from fope_jax.data.held_out import HeldOut, read_held_out
+from fope_jax.data.held_out import HeldOut, read_held_out, text_name
 from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
 from fope_jax.evaluate.restore import (
     NonFiniteError,
@@ -83,6 +83,8 @@ def measure_run(
     if not multiples or min(multiples) < 1:
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = context_lengths(experiment, multiples, "lengths")
+    if text is not None:
+        text_name(text)  # checks it
     info = workdir / RUN
     is_imported = info.is_file() and IMPORTED in read_json(info)
     if untrained or (step == 0 and not is_imported):

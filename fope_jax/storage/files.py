@@ -24,8 +24,8 @@ def write_text(path: Path, text: str) -> None:
         return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(text.encode())
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -175,7 +175,10 @@ def bucket_errors(place: str) -> Iterator[None]:
 
 
 def glob_paths(pattern: str, kind: str = "file") -> list[Path]:
-    """Files or directories (``kind``) that match a glob; ``**`` is any number of directories."""
+    """Files or directories (``kind``) that match a glob; ``**`` is any number of directories.
+
+    A link to nothing counts as a file: to read it fails, and to leave it out nobody would notice.
+    """
     if is_in_bucket(pattern):
         check_bucket(pattern)
         found = gcs_file_system().glob(pattern, detail=True)
@@ -183,4 +186,6 @@ def glob_paths(pattern: str, kind: str = "file") -> list[Path]:
             as_path(BUCKET_SCHEME + name) for name, info in found.items() if info["type"] == kind
         ]
     paths = map(Path, glob.glob(expand_home(pattern), recursive=True))
-    return [path for path in paths if (path.is_file() if kind == "file" else path.is_dir())]
+    if kind == "directory":
+        return [path for path in paths if path.is_dir()]
+    return [path for path in paths if path.is_file() or (path.is_symlink() and not path.exists())]

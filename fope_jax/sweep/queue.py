@@ -14,8 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fope_jax.config import experiment_to_dict
+from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.position.registry import named_modules, to_spec
+from fope_jax.processes.cores import available_cores
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.progress import SweepProgress
@@ -112,7 +113,7 @@ def core_shares(jobs: int) -> list[list[int]]:
     """The cores of this process in ``jobs`` parts, shared if there are more jobs than cores."""
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}; accepted: an integer of 1 or more")
-    cores = sorted(os.sched_getaffinity(0))
+    cores = available_cores()
     return [cores[i::jobs] or [cores[i % len(cores)]] for i in range(jobs)]
 
 
@@ -122,13 +123,18 @@ def _is_done(run: PlannedRun, workdir: Path) -> bool:
     # Without either, it is a failed start that may be overwritten.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         run.check_same(read_json(config), directory, "use another --workdir")
-    return stamp.is_file() and read_json(stamp)["experiment"] == as_stored(run.experiment)
+    if not stamp.is_file():
+        return False
+    # Built again: an older one lacks the keys that have come since.
+    stored = as_stored(build_experiment(read_json(stamp)["experiment"]))
+    return stored == as_stored(run.experiment)
 
 
 def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> dict[str, float]:
     """Trains and evaluates one run; the seconds of each verb. SweepError if a command fails."""
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
-    os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
+    if hasattr(os, "sched_setaffinity"):  # not on macOS
+        os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     # The sweep's files name them, but `extend` and `evaluate` read them from a run's config.json.

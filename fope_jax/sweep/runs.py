@@ -30,6 +30,7 @@ from fope_jax.config import (
     experiment_to_dict,
     incompatible_changes,
     load_config,
+    split_spec,
 )
 from fope_jax.config.experiment import differing_values, flat_values
 from fope_jax.config.fields import ConfigError, nearest
@@ -144,7 +145,7 @@ def load_sweep(spec: str) -> list[PlannedRun]:
       ConfigError: no such file or function, a duplicate name, two runs of one variant and seed, a
         parent that does not precede its child, or a run that cannot be built.
     """
-    path, _, arg = spec.partition(":")
+    path, arg = split_spec(spec)
     runs = call_in_file("sweep", path, "get_sweep", arg)
     if not isinstance(runs, Iterable) or isinstance(runs, (str, bytes)):
         raise ConfigError(f"get_sweep of {path!r} returns {runs!r:.80}; accepted: a list of runs")

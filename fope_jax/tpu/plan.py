@@ -22,6 +22,7 @@ from fope_jax.model.config import REMAT, TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.processes.agreement import FLAG_VARIABLES
+from fope_jax.processes.cores import available_cores
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, Topology, libtpu_version, parse_topology
 
 GB_PER_COMPILATION = 6  # host memory; the largest compilation measured took 4
@@ -172,10 +173,9 @@ def plan(
 
 
 def _default_jobs() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
     memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(cores or 1, int(memory // GB_PER_COMPILATION)))
+    return max(1, min(len(available_cores()), int(memory // GB_PER_COMPILATION)))
 
 
 def compile_cached(

@@ -74,6 +74,28 @@ def test_a_file_becomes_an_experiment_with_defaults_filled_in(spec):
     assert experiment.evaluate == EvaluateConfig(scored_tokens=64)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[ab]*.txt", ("[ab]*.txt",)),
+        ("(draft) a.txt,b/[1].txt", ("(draft) a.txt", "b/[1].txt")),
+        ("2024,none", ("2024", "none")),
+        ("('a', \"b\",)", ("a", "b")),
+        ("[a, b]", ("a", "b")),
+        ("", ()),
+    ],
+)
+def test_texts_of_a_list_stay_as_they_are(spec, text, expected):
+    assert build(spec, f"data.excluded_books={text}").data.excluded_books == expected
+
+
+def test_a_directory_may_have_colons_in_its_name(spec, tmp_path):
+    directory = tmp_path / "2026-01-01T10:00:00"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(experiment_to_dict(build(spec))))
+    assert build(f"{directory}/config.json").name == "fope"
+
+
 def test_the_argument_goes_to_the_file(spec):
     assert build(f"{spec}:rope").position == RoPE()
 
@@ -329,7 +351,7 @@ def test_stages_follow_from_the_first_lengths(spec):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("32", r"first_lengths = \(32,\): 32 is int; accepted: list of str"),
+        ("32", r"first_lengths = '32'; accepted: 'length=updates', 1 update or more of seq"),
         ("32:4", r"first_lengths = '32:4'; accepted: 'length=updates', 1 update or more of seq"),
         ("32=0", r"first_lengths = '32=0'; accepted: 'length=updates', 1 update or more"),
         ("128=2", r"'128=2'; accepted: .* of sequences shorter than length = 128"),

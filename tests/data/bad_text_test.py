@@ -4,13 +4,14 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, sources, tokenized
+from fope_jax.data import build, cache, corpora, parts, sources
 from fope_jax.data.build_state import BuildState
 from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.corpora import CorpusError, Document, read_file
@@ -117,6 +118,13 @@ def test_whole_gzip_files(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------- building
+
+
+def test_a_link_to_nothing_is_not_left_out(text_config, tmp_path):
+    """As a file that git-annex or a cleared cache no longer has."""
+    (tmp_path / "books" / "train9.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(CorpusError, match=r"train9\.txt cannot be read: .*No such file"):
+        build.build(text_config())
 
 
 @pytest.fixture
@@ -368,14 +376,14 @@ def test_a_tokenizer_is_trained_without_damaged_files(damaged_config, monkeypatc
 def test_parts_leave_damaged_files_out_and_small_files_share_one(
     damaged_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tokenized, "PART_BYTES", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 0)
     arguments = damaged_config(), "text", "train", list_sources(damaged_config())
     names = [f"{tmp_path}/{name}" for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")]
-    assert [part.files for part in tokenized.list_parts(*arguments)] == [(n,) for n in names]
-    rest = tokenized.list_parts(*arguments, {names[1]})
+    assert [part.files for part in parts.list_parts(*arguments)] == [(n,) for n in names]
+    rest = parts.list_parts(*arguments, {names[1]})
     assert [part.files for part in rest] == [(names[0],), (names[2],)]
-    monkeypatch.setattr(tokenized, "PART_BYTES", 2**23)
-    (together,) = tokenized.list_parts(*arguments)
+    monkeypatch.setattr(parts, "PART_BYTES", 2**23)
+    (together,) = parts.list_parts(*arguments)
     assert together.files == tuple(names)
     assert together.size == sum(Path(name).stat().st_size for name in names)
 
@@ -411,3 +419,11 @@ def test_copies_and_empty_files_are_told_and_shared_text_is_refused():
     message = "held.txt has the same content as training file 2.txt"
     with pytest.raises(CorpusError, match=message):
         check_held_out([*sources, source("held.txt", "validation", "b")])
+
+
+def test_a_file_whose_name_is_no_utf8_may_have_unreadable_documents(text_config, tmp_path):
+    path = os.fsencode(tmp_path / "books") + b"/train-caf\xe9.txt"
+    with open(path, "wb") as stream:
+        stream.write(b"\xff")
+    built = build.build(text_config(max_bad_documents=1))["train"]
+    assert built.summary["bad_documents"] == 1

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from fope_jax.data import beam, build, cache, parts, tokenized
+from fope_jax.data import beam, build, cache, parts
 from fope_jax.data.beam import Runner
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(tokenized, "PART_BYTES", 0)  # a part for each file
+    monkeypatch.setattr(parts, "PART_BYTES", 0)  # a part for each file
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
 

@@ -138,6 +138,20 @@ def test_an_interrupted_build_goes_on_to_the_same_files(
     assert contents(config) == contents(whole)
 
 
+def test_a_build_that_is_killed_when_all_is_written_is_not_done_again(text_config, monkeypatch):
+    config = text_config()
+
+    def killed(path, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        build.build(config)
+    monkeypatch.setattr(build, "_write_split", None)
+    built = build.build(config)
+    assert built["train"].num_tokens and not list(built["train"].directory.glob("progress*"))
+
+
 def test_a_partial_cache_of_other_text_is_not_used(text_config, tmp_path, monkeypatch):
     config = text_config()
     with monkeypatch.context() as patch, pytest.raises(TypeError):

@@ -259,6 +259,18 @@ def test_every_flipped_bit_is_found_by_whoever_reads_there(tmp_path, suffix):
             np.testing.assert_array_equal(starts, wanted[1])
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """Nobody shall delete a cache because too many files are open."""
+    cache = read(tmp_path, write(tmp_path, make_documents([300]))[-1])
+
+    def fail(*arguments):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(cache._files, "read", fail)
+    with pytest.raises(CacheError, match="cannot be read: .*Too many open files$"):
+        cache.tokens(64, 128)
+
+
 def test_a_shard_cut_short_and_one_that_is_gone(tmp_path):
     progress = write(tmp_path, make_documents([300]))[-1]
     path = tmp_path / "train-00001.tokens"

@@ -1,7 +1,9 @@
 """Directories copied from and to a bucket, which is another directory here."""
 
+import fcntl
 import hashlib
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -126,6 +128,21 @@ def test_an_upload_replaces_all_and_its_manifest_frames_it(remote, tmp_path, mon
     upload(remote, target, MANIFEST)
     assert content(target) == content(remote)
     assert seen[-1] == (MANIFEST, False) and not any(there for _, there in seen)
+
+
+def test_a_lock_is_taken_though_its_holder_fails_and_removes_its_directory(tmp_path):
+    path = tmp_path / "new" / "a.lock"
+    path.parent.mkdir()
+    holder = os.open(path, os.O_CREAT | os.O_WRONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+
+    def fail():
+        path.unlink()
+        path.parent.rmdir()
+        os.close(holder)
+
+    with mirror.exclusive_lock(path, waiting=fail):
+        assert path.is_file()
 
 
 def test_what_belongs_in_a_bucket_is_made_in_a_place_of_its_own(remote, tmp_path):

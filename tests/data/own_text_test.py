@@ -12,6 +12,7 @@ import pytest
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache_directories import base_directory, cache_directory, find_cache
+from fope_jax.data.description import changed_text
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate import protocol_plan
@@ -223,6 +224,20 @@ def test_another_text_in_its_place_is_said(own):
     (own / "runs/a/run.json").write_text(json.dumps(info))
     with pytest.raises(CacheError, match="the one there has [0-9a-f]{64}: its corpus or tokenizer"):
         measure("runs/a")
+
+
+def test_text_is_said_to_change_only_where_it_does(own):
+    """What is trained with may be gone: the tokenizer's file, a package of books."""
+    config = read_experiment(Path("runs/a")).data
+    cache = find_run_data("runs/a", config).open("train")
+    assert changed_text(config, cache.sources) == []
+    gone = [
+        {"corpus": "tokenizer", "path": "/gone/tokenizer.json", "sha256": "0"},
+        {"corpus": "gutenberg", "path": "/gone/books.whl", "sha256": "0"},
+    ]
+    assert changed_text(config, [*cache.sources, *gone]) == []
+    (own / "notes/a.txt").unlink()
+    assert changed_text(config, cache.sources) == ["notes/a.txt"]
 
 
 def test_weights_without_a_cache_name_the_command_that_builds_it(own):

@@ -20,7 +20,9 @@ def write(path, texts, kind=None, column="text", **options):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())],
+    ids=str,
 )
 @pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
 def test_rows_are_documents_as_lines_are(tmp_path, kind, compression):

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fope_jax.data import build, cache, corpora, parts, sources, tokenized
+from fope_jax.data import DataConfig, build, cache, corpora, parts, sources, tokenized
+from fope_jax.data.beam import BeamWorkers, Runner
 from fope_jax.data.build_state import BuildState
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
@@ -23,7 +24,7 @@ from fope_jax.data.tokenizers import BytesTokenizer
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A part for each file, and shards that several files fill."""
-    monkeypatch.setattr(tokenized, "PART_BYTES", 0)
+    monkeypatch.setattr(parts, "PART_BYTES", 0)
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
 
@@ -97,6 +98,16 @@ def test_another_field_of_the_same_files_is_another_text(tmp_path, text_config):
     assert text.fingerprint != title.fingerprint
     contents = [sources.content_digest(cache.sources) for cache in (text, title)]
     assert contents[0] != contents[1]
+
+
+def test_parts_of_other_books_are_not_reused():
+    """The text of all of them is one package, whatever is chosen of it."""
+    chosen = [{}, {"validation_books": ("bible-kjv",)}, {"excluded_books": ("bible-kjv",)}]
+    directories = {
+        BeamWorkers(DataConfig(**fields), BytesTokenizer(), Runner(), "text", "parts")._directory
+        for fields in chosen
+    }
+    assert len(directories) == 3
 
 
 def test_lines_are_cut_at_their_ends(tmp_path, monkeypatch):

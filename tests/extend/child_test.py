@@ -13,7 +13,7 @@ from fope_jax.config import experiment as experiment_module
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import OPTIMIZERS, child_experiment
 from fope_jax.extend.initial_loss import WARN_ABOVE
-from fope_jax.extend.lineage import data_changes
+from fope_jax.extend.lineage import data_changes, has_same_data
 from fope_jax.extend.parent import open_parent
 from fope_jax.interop.run_import import import_run
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
@@ -227,3 +227,12 @@ def test_a_run_without_text_speaks_of_no_windows():
         "no text, tasks alone; 16 rows an update in place of 32, 2048 tokens as before; begins at "
         "batch 1500"
     )
+
+
+def test_the_same_text_may_be_packed_in_another_way():
+    def built(*overrides):
+        return build_experiment(load_config("configs/quickstart.py:position=rope", overrides))
+
+    parent = built()
+    assert has_same_data(parent, built("data.packing=windows", "data.cache_dir=elsewhere"))
+    assert not has_same_data(parent, built("data.vocab_size=4096"))

@@ -13,7 +13,7 @@ import pytest
 from fope_jax.config.fields import ConfigError
 from fope_jax.processes.signals import Stopped, raise_on_signal
 from fope_jax.sweep import queue
-from fope_jax.sweep.queue import SweepError, core_shares, run_sweep
+from fope_jax.sweep.queue import DONE, SweepError, core_shares, run_sweep
 from fope_jax.sweep.runs import Extend, Train, check_sweep
 
 QUICK = "configs/quickstart.py:smoke"
@@ -170,6 +170,23 @@ def test_another_run_in_the_way_is_refused_before_anything_is_run(tmp_path, call
     with pytest.raises(ConfigError, match=r"a holds another run than the sweep's(?s:.*)seed: 5"):
         sweep(workdir)
     assert verbs(calls) == [("train", "a"), ("evaluate", "a")]
+
+
+def test_a_run_of_an_older_version_is_done(tmp_path, calls):
+    """Its experiment lacks a key that has come since, whose default it had."""
+    sweep(tmp_path, RUNS[:1])
+    stamp = tmp_path / "a" / DONE
+    stored = json.loads(stamp.read_text())
+    del stored["experiment"]["data"]["copy_shards"]
+    stamp.write_text(json.dumps(stored))
+    sweep(tmp_path, RUNS[:1])
+    assert verbs(calls) == [("train", "a"), ("evaluate", "a")]
+
+
+def test_cores_are_counted_where_the_system_does_not_tell_which(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert core_shares(2) == [[0, 2], [1]]
 
 
 def test_cores_are_shared_out(monkeypatch):

@@ -45,7 +45,7 @@ def load_tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer:
             # Compared before loading: of a damaged model the library only logs an error.
             tokenizer = SentencePieceTokenizer(model) if stored == fingerprint else None
         else:
-            text, eos = path.read_text(encoding="utf-8"), str(description.get("eos"))
+            text, eos = path.read_bytes().decode(), str(description.get("eos"))
             tokenizer = JsonTokenizer(text, eos, description.get("control", ()))
             stored = tokenizer.fingerprint
             if fingerprint == JsonTokenizer.fingerprint_of(text, eos):

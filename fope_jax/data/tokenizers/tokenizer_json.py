@@ -186,7 +186,7 @@ class JsonTokenizer(Tokenizer):
         return self._tokenizer.token_to_id(name)
 
     def save(self, directory: Path) -> None:
-        (directory / self.filename).write_text(self._content, encoding="utf-8")
+        (directory / self.filename).write_bytes(self._content.encode())
 
 
 def _not_a_tokenizer(path: Path, reason: object) -> TokenizerError:

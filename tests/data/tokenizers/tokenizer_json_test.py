@@ -270,6 +270,17 @@ def test_saved_in_a_cache_and_loaded_the_same(kind, tmp_path):
     assert (loaded.fingerprint, loaded.prefix) == (made.fingerprint, made.prefix)
 
 
+def test_a_file_with_the_line_ends_of_windows_is_loaded_the_same(tmp_path):
+    made = bpe(normalizer=spaces(), decoder=llama_decoder())
+    content = json.dumps(json.loads(made._content), indent=1).replace("\n", "\r\n")
+    (tmp_path / "own.json").write_bytes(content.encode())
+    made = JsonTokenizer.load(tmp_path / "own.json")
+    (tmp_path / "cache").mkdir()
+    made.save(tmp_path / "cache")
+    loaded = tk.load_tokenizer(tmp_path / "cache", tk.describe_tokenizer(made))
+    assert loaded.fingerprint == made.fingerprint
+
+
 def test_only_rules_that_are_left_out_change_a_fingerprint(tmp_path):
     plain, prepended = bpe(normalizer=spaces(), decoder=llama_decoder()), bpe(**PREPEND)
     assert plain.fingerprint == JsonTokenizer.fingerprint_of(plain._content, EOS)

@@ -47,7 +47,7 @@ from fope_jax.model.transformer import Transformer, merge
 from fope_jax.position import PositionEmbedding
 from fope_jax.processes.signals import keep_process
 from fope_jax.report.page import write_report
-from fope_jax.report.rows import Row
+from fope_jax.report.rows import Row, read_run
 from fope_jax.report.summary import summarize
 from fope_jax.report.tasks import summarize_tasks
 from fope_jax.run import Run, data_frame, workdir_of
@@ -152,6 +152,7 @@ def load(
     name = _path_text("source", source)
     if step is not None and (isinstance(step, bool) or not isinstance(step, (int, np.integer))):
         raise ValueError(f"step = {step!r}; accepted: a whole number, or None for the newest")
+    step = None if step is None else int(step)
     if name.endswith(".jsonl"):
         raise ValueError(
             f"{name} is a results file: it has the rows of a run and not its weights. Name the "
@@ -329,7 +330,7 @@ def extend(
         extension.extend,
         parent,
         method,
-        length,
+        int(length),
         target,
         optimizer=optimizer,
         match=match,
@@ -364,7 +365,7 @@ def report(
       ValueError: no runs; ReportError: what is no run, or rows that cannot be read or compared.
       OSError: the page cannot be written.
     """
-    paths = [workdir_of(run) if isinstance(run, Run) else run for run in _listed(runs)]
+    paths = [_evaluated_path(run) if isinstance(run, Run) else run for run in _listed(runs)]
     with quiet():
         return write_report(paths, out, buckets=buckets, styles=styles)
 
@@ -519,6 +520,11 @@ def _texts(name: str, given: Any, example: str) -> list[str]:
 
 def _opened(run: Run | Source) -> Run:
     return run if isinstance(run, Run) else load(_path_text("run", run))
+
+
+def _evaluated_path(run: Run) -> Source:
+    """The step of a run as `fope report` names it; its directory where nothing is evaluated."""
+    return workdir_of(run) if read_run(workdir_of(run)).step is None else _parent_of(run)
 
 
 def _parent_of(run: Run | Source) -> str:

@@ -20,7 +20,7 @@ from fope_jax.evaluate.perplexity import (
 from fope_jax.evaluate.scoring import Progress
 from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.variants import AS, Variant
-from fope_jax.evaluate.windows import Windows, place_blocks, place_windows
+from fope_jax.evaluate.windows import Windows, check_documents, place_blocks, place_windows
 from fope_jax.position import to_spec
 from fope_jax.storage.protocol_names import PASSKEY, RETRIEVAL
 
@@ -147,6 +147,10 @@ def _check_boundaries(cache: Any, settings: dict[str, Any]) -> None:
     place_blocks(cache.documents, length=length, total=blocks, require_boundary=True)
 
 
+def _check_documents(cache: Any, settings: dict[str, Any]) -> None:
+    check_documents(cache.documents)
+
+
 CHUNKS_AND_DOCUMENTS = (
     "every chunk begins with {}, in place of its first token, and every document in it, in place "
     "of the end-of-document token before it"
@@ -161,7 +165,7 @@ TEXT_PROTOCOLS = {
     ),
     "no-resets": TextProtocol("perplexity", score_resets, _check_boundaries),
     "long-window": TextProtocol("position", score_positions, _check_long_window),
-    "from-start": TextProtocol("position", score_from_start, beginning=DOCUMENTS),
+    "from-start": TextProtocol("position", score_from_start, _check_documents, DOCUMENTS),
 }
 PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 

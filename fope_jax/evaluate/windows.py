@@ -107,6 +107,15 @@ def _evenly_spaced(size: int, count: int) -> np.ndarray:
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
+def check_documents(documents: np.ndarray) -> None:
+    """Raises TooShortError where there are none."""
+    if not len(documents):
+        raise TooShortError(
+            "there are no documents, as in a run of tasks alone (data.corpus = none); "
+            "`fope evaluate` takes a text as --config.evaluate.texts=NAME=GLOB"
+        )
+
+
 def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
     """Places at most ``total`` windows of up to ``longest`` tokens inside single documents.
 
@@ -124,11 +133,7 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
         raise ValueError(f"the number of windows is {total}; accepted: 1 or more")
     lengths = np.asarray(documents["length"], dtype=np.int64)
     starts = np.asarray(documents["start"], dtype=np.int64)
-    if not len(lengths):
-        raise TooShortError(
-            "there are no documents, as in a run of tasks alone (data.corpus = none); "
-            "`fope evaluate` takes a text as --config.evaluate.texts=NAME=GLOB"
-        )
+    check_documents(documents)
     # A window of n inputs needs n + 1 tokens: the last is only a target.
     capacity = np.maximum(0, (lengths - longest - 1) // scored + 1)
     if not capacity.any():
@@ -154,11 +159,12 @@ def place_blocks(
     with ``require_boundary`` only blocks in which a document begins after the first token.
 
     Raises:
-      TooShortError: no such block.
+      TooShortError: no document, or no such block.
       ValueError: ``total`` is out of range, or no block has a boundary.
     """
     if total < 1:
         raise ValueError(f"the number of blocks is {total}; accepted: 1 or more")
+    check_documents(documents)
     starts = np.asarray(documents["start"], dtype=np.int64)
     size = int(starts[-1] + documents["length"][-1])
     blocks = np.arange((size - 1) // length, dtype=np.int64)

@@ -6,7 +6,7 @@ At most ``MOST_CURVES`` of a chart are in colour, the baseline and the best; the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -159,7 +159,7 @@ def difference_chart(comparison: Comparison) -> Chart | None:
     check_comparable(comparison)
     baseline = baseline_of(comparison.curves)
     numbers = {c: metric_by_seed(comparison, Sums.loss, [c]) for c in comparison.contexts}
-    curves = {}
+    curves, seeds, kinds = {}, set(), set()
     for label in comparison.curves:
         pairs = {
             context: paired_difference(by_seed[label], by_seed[baseline])
@@ -169,14 +169,17 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         known = {context: pair for context, pair in pairs.items() if pair is not None}
         if not known:
             continue
-        whiskers = document_differences(comparison, label, baseline)
+        whiskers, kind = document_differences(comparison, label, baseline), "documents"
         if all(pair.has_interval for pair in known.values()):
+            kind = "seeds"
             whiskers = {
                 context: Interval(pair.mean - pair.half_width, pair.mean + pair.half_width)
                 for context, pair in known.items()
             }
         ends = [whiskers[context] for context in known] if known.keys() <= whiskers.keys() else None
         curves[label] = Curve(list(known), [pair.mean for pair in known.values()], ends)
+        seeds |= {pair.seeds for pair in known.values()}
+        kinds |= {kind} if ends else set()
     if not curves:
         return None
     losses = comparison.spreads(Sums.loss)
@@ -196,7 +199,7 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         limits=_limits_without({k: c for k, c in curves.items() if k not in outside}, outside),
         outside=outside,
         show=lambda value: f"{value:+.3f}",
-        note=difference_note(comparison),
+        note=difference_note(seeds, kinds),
     )
 
 
@@ -211,31 +214,47 @@ def interval_note(curves: Mapping[str, Curve], comparison: Comparison) -> str:
     return note
 
 
-def difference_note(comparison: Comparison) -> str:
-    """What the points and error bars of `difference_chart` are."""
-    seeds = comparison.num_seeds
-    if seeds >= SEEDS_FOR_INTERVAL:
-        fewest = SEEDS_FOR_SIGNIFICANCE
-        few = f"; with fewer than {fewest} seeds none is called significant"
-        few = few if seeds < fewest else ""
-        over = _seeds(comparison)
-        return f"Mean over {over}, error bars: {LEVEL:.0%} interval over seeds{few}."
-    over = "1 seed" if seeds == 1 else f"Mean over {seeds} seeds"
-    if comparison.intervals(Sums.loss).get(baseline_of(comparison.curves)):
-        return (
-            f"{over}, error bars: {LEVEL:.0%} interval over documents, which tells nothing of "
-            "seeds."
-        )
-    return f"{over}: the differences as they are, no statement about them."
+def difference_note(seeds: Collection[int], kinds: Collection[str]) -> str:
+    """What the points and error bars of `difference_chart` are.
+
+    Args:
+      seeds: the numbers of seeds that the differences are means over.
+      kinds: what the error bars are intervals over: "seeds", "documents", both or none.
+
+    >>> difference_note({1}, {"documents"})
+    '1 seed, error bars: 95% interval over documents, which tells nothing of seeds.'
+    >>> difference_note({1, 5}, {"seeds"})
+    'Mean over 1 to 5 seeds, error bars, where there are some: 95% interval over seeds.'
+    """
+    least, most = min(seeds), max(seeds)
+    count = f"{least} to {most}" if least < most else str(most)
+    over = "1 seed" if most == 1 else f"Mean over {count} seeds"
+    if not kinds:
+        return f"{over}: the differences as they are, no statement about them."
+    few = ""
+    if SEEDS_FOR_INTERVAL <= most < SEEDS_FOR_SIGNIFICANCE:
+        few = f"; with fewer than {SEEDS_FOR_SIGNIFICANCE} seeds none is called significant"
+    alone = " (of few seeds over documents, which tells nothing of seeds)"
+    of = {
+        ("documents",): "documents, which tells nothing of seeds",
+        ("seeds",): f"seeds{few}",
+        ("documents", "seeds"): f"seeds{alone}{few}",
+    }[tuple(sorted(kinds))]
+    where = ", where there are some" if least < SEEDS_FOR_INTERVAL <= most else ""
+    return f"{over}, error bars{where}: {LEVEL:.0%} interval over {of}."
 
 
 def document_differences(comparison: Comparison, label: str, baseline: str) -> dict[int, Interval]:
     """``{context: interval over documents of the loss minus the baseline's, mean over seeds}``.
 
-    Empty where documents are too few or not the same.
+    Over the seeds that both have. Empty where documents are too few or not the same.
     """
+    both_seeds = [
+        {rows[0]["seed"]: rows for rows in comparison.curves[name]} for name in (label, baseline)
+    ]
+    shared = sorted(set.intersection(*map(set, both_seeds)))
     ours, theirs = (
-        document_sums(comparison.curves[name], context_of) for name in (label, baseline)
+        document_sums([of_seed[seed] for seed in shared], context_of) for of_seed in both_seeds
     )
     pairs = {context: (ours[context], theirs[context]) for context in ours.keys() & theirs.keys()}
     if any(len(one) != len(other) for one, other in pairs.values()):

@@ -194,20 +194,18 @@ class Comparison:
 
     def numbers(
         self, metric: Metric, key: Key = context_of, *, relative: bool = False
-    ) -> dict[str, list[dict[Any, float]]]:
-        """``{label: [{key: number}, one dict a seed]}``."""
-        table = {}
+    ) -> dict[str, dict[int, dict[Any, float]]]:
+        """``{label: {seed: {key: number}}}``."""
+        table: dict[str, dict[int, dict[Any, float]]] = {}
         for label, seeds in self.curves.items():
-            pools = [group(rows, key) for rows in seeds]
-            numbers = [{k: metric(add_up(rows)) for k, rows in pool.items()} for pool in pools]
-            if relative:
-                base = self.training_lengths[label]
-                numbers = [
-                    {k: value / values[base] for k, value in values.items()}
-                    for values in numbers
-                    if base in values
-                ]
-            table[label] = numbers
+            table[label] = {}
+            for rows in seeds:
+                numbers = {k: metric(add_up(pool)) for k, pool in group(rows, key).items()}
+                if relative:
+                    base = numbers.get(self.training_lengths[label])
+                    numbers = {} if base is None else {k: x / base for k, x in numbers.items()}
+                if numbers:
+                    table[label][rows[0]["seed"]] = numbers
         return table
 
     def spreads(
@@ -215,7 +213,7 @@ class Comparison:
     ) -> dict[str, dict[Any, Spread]]:
         """``{label: {key: Spread over seeds}}``."""
         numbers = self.numbers(metric, key, relative=relative)
-        return {label: spreads_over_seeds(seeds) for label, seeds in numbers.items()}
+        return {label: spreads_over_seeds([*seeds.values()]) for label, seeds in numbers.items()}
 
     def intervals(
         self, metric: Metric, key: Key = context_of, *, relative: bool = False

@@ -89,14 +89,18 @@ def spectrum_points(runs: Sequence[Run]) -> list[Point]:
 
 
 def generalization_gap(run: Run, split: str) -> float | None:
-    """Loss at the longest context minus at the training length, nats/token; None without both."""
+    """Loss at the longest context minus at the training length, nats/token.
+
+    None without both, and where it is not finite.
+    """
     scored = ("same-tokens", split)
     rows = [row for row in run.of("perplexity") if (row["protocol"], row["split"]) == scored]
     losses = {context: add_up(pool).loss() for context, pool in group(rows, context_of).items()}
     longest = max(losses, default=0)
     if run.training_length not in losses or longest == run.training_length:
         return None
-    return losses[longest] - losses[run.training_length]
+    gap = losses[longest] - losses[run.training_length]
+    return gap if math.isfinite(gap) else None
 
 
 def _spectrum_numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:

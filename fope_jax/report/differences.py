@@ -96,7 +96,7 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     known = [pair for pair, d in differences.items() if d.seeds >= SEEDS_FOR_SIGNIFICANCE]
     significant = set()
     for index, pair in enumerate(sorted(known, key=lambda pair: differences[pair].p)):
-        if differences[pair].p > (1 - LEVEL) / (len(differences) - index):
+        if not differences[pair].p <= (1 - LEVEL) / (len(differences) - index):  # also if NaN
             break
         significant.add(pair)
     return significant

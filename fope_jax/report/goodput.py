@@ -8,7 +8,7 @@ from fope_jax.report.provenance import run_titles
 from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table
 
-PHASES = ("start", "compile", "restore", "data", "step", "save", "evaluation", "lost")
+PHASES = ("start", "compile", "restore", "data", "step", "save", "validation", "evaluation", "lost")
 
 
 def seconds_by_phase(run: Run) -> dict[str, float]:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
+
 from fope_jax.report.comparison import Comparison, comparisons
 from fope_jax.report.rows import ReportError, Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
@@ -35,11 +37,26 @@ def parse_edges(text: str) -> tuple[int, ...]:
     """
     matches = [re.fullmatch(r"\s*([1-9]\d*)(k?)\s*", length) for length in text.split(",")]
     edges = [int(m[1]) * (1024 if m[2] else 1) for m in matches if m]
-    if len(edges) < len(matches) or any(a >= b for a, b in pairwise(edges)):
-        raise ReportError(
-            f"--buckets {text}; accepted: rising lengths in tokens, such as 4k,8k or 512,2048"
-        )
+    if len(edges) < len(matches):
+        raise _no_edges(text)
+    check_edges(edges, text)
     return tuple(edges)
+
+
+def check_edges(edges: Sequence[int], text: str | None = None) -> None:
+    """Raises ReportError where ``edges``, which the user wrote as ``text``, are no rising lengths.
+
+    >>> check_edges([512, 2048])
+    """
+    whole = all(isinstance(e, int | np.integer) and not isinstance(e, bool) for e in edges)
+    if not whole or any(a >= b for a, b in pairwise([0, *edges])):
+        raise _no_edges(str(edges) if text is None else text)
+
+
+def _no_edges(text: str) -> ReportError:
+    return ReportError(
+        f"--buckets {text}; accepted: rising lengths in tokens, such as 4k,8k or 512,2048"
+    )
 
 
 def bucket_names(edges: Sequence[int]) -> list[str]:
@@ -61,6 +78,7 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
     Raises:
       ReportError: an edge lies inside a bucket of positions of the rows.
     """
+    check_edges(edges)
 
     def bucket_of_context(row: Row) -> int:
         return bisect.bisect_left(edges, row["context"])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -58,14 +59,14 @@ class Curve:
       name: the method as it is written.
       length: its training length in tokens.
       seeds: seed -> multiple of the training length -> percent right, or perplexity.
-      trials: multiple -> (right, asked) over all seeds; empty for perplexity.
+      trials: seed -> multiple -> (right, asked); empty for perplexity.
       scored: curves of the same number were scored on the same tokens or trials.
     """
 
     name: str
     length: int
     seeds: dict[int, dict[float, float]]
-    trials: dict[float, tuple[int, int]]
+    trials: dict[int, dict[float, tuple[int, int]]]
     scored: int
 
     @property
@@ -104,6 +105,7 @@ class Topic:
     name: str
     is_task: bool
     curves: list[Curve] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # methods scored on something else as well
 
     @property
     def learned(self) -> list[Curve]:
@@ -131,7 +133,7 @@ def read_topics(runs: Sequence[Run], kind: str) -> list[Topic]:
             found += _curves(comparison, index)
     is_task = kind != PERPLEXITY
     return [
-        Topic(name, is_task, _best_first(curves, is_task))
+        Topic(name, is_task, *_best_first(curves, is_task))
         for name, curves in sorted(topics.items())
         if curves
     ]
@@ -153,22 +155,23 @@ def _curves(comparison: Comparison, index: int) -> list[Curve]:
         variant = label.removesuffix(f" (trained on {length})")
         multiples = {c: m for c in comparison.contexts if (m := quarters(c / length)) >= 1}
         seeds: dict[int, dict[float, float]] = {}
-        trials = {}
+        trials: dict[int, dict[float, tuple[int, int]]] = {}
         for context, multiple in multiples.items():
             for seed, value in numbers[context].get(label, {}).items():
                 seeds.setdefault(seed, {})[multiple] = float(value)
-            at_context = [[row for row in seed if row["context"] == context] for seed in rows]
-            pooled = add_up(row for seed in at_context for row in seed)
-            if pooled.total:
-                trials[multiple] = _independent_trials(pooled, at_context)
+            for rows_of_seed in rows:
+                asked = [row for row in rows_of_seed if row["context"] == context]
+                if add_up(asked).total:
+                    of_seed = trials.setdefault(asked[0]["seed"], {})
+                    of_seed[multiple] = _independent_trials(asked)
         if seeds:
             curves.append(Curve(variant, length, seeds, trials, index))
     return curves
 
 
-def _independent_trials(pooled: Sums, seeds: Sequence[Sequence[Row]]) -> tuple[int, int]:
+def _independent_trials(rows: Sequence[Row]) -> tuple[int, int]:
     """(right, asked); a window counts as one trial where all depths are asked for after it."""
-    windows = sum(max((row.get("windows", 0) for row in rows), default=0) for rows in seeds)
+    pooled, windows = add_up(rows), max(row.get("windows", 0) for row in rows)
     if not windows:
         return pooled.correct, pooled.total
     return round(windows * pooled.correct / pooled.total), windows
@@ -185,11 +188,21 @@ def quarters(ratio: float) -> float:
     return int(ratio) if ratio.is_integer() else ratio
 
 
-def _best_first(curves: Sequence[Curve], is_task: bool) -> list[Curve]:
-    """One curve a method and training length, the one of most seeds, under its written name."""
+def _best_first(curves: Sequence[Curve], is_task: bool) -> tuple[list[Curve], list[str]]:
+    """One curve a method and training length, under its written name, and the names of others.
+
+    Of several that were scored on other tokens it is the one of most seeds, and of most methods to
+    compare it with.
+    """
+    together = Counter((curve.scored, curve.length) for curve in curves)
+
+    def order(curve: Curve) -> tuple[int, int]:
+        return -len(curve.seeds), -together[curve.scored, curve.length]
+
     kept: dict[tuple[str, int], Curve] = {}
-    for curve in sorted(curves, key=lambda curve: -len(curve.seeds)):
+    for curve in sorted(curves, key=order):
         kept.setdefault((curve.name, curve.length), curve)
+    left_out = [c.name for c in curves if c is not kept[c.name, c.length]]
     methods = [name for name, _ in kept]
 
     def name(curve: Curve) -> str:
@@ -203,7 +216,8 @@ def _best_first(curves: Sequence[Curve], is_task: bool) -> list[Curve]:
             return not is_solved(curve), value
         return not multiples, spread(curve.ratios(multiples[-1])).mean if multiples else math.inf
 
-    return sorted((replace(curve, name=name(curve)) for curve in kept.values()), key=quality)
+    named = (replace(curve, name=name(curve)) for curve in kept.values())
+    return sorted(named, key=quality), [title(name) for name in dict.fromkeys(left_out)]
 
 
 def best_beyond(topic: Topic) -> float:
@@ -220,34 +234,59 @@ def is_solved(curve: Curve) -> bool:
 
 
 class Held(NamedTuple):
-    """Differences to the baseline at one multiple: signs of those that hold, by method."""
+    """Methods whose differences to the baseline at one multiple rest on the same.
 
-    signs: dict[str, int]
+    Attributes:
+      basis: "test", "signs" or "trials", or "" where nothing can hold.
+      compared: the methods.
+      signs: of the differences that hold, by method.
+      seeds: the fewest that a method shares with the baseline.
+      trials: the fewest of a method, for "trials".
+    """
+
+    basis: str
     compared: list[str]
-    basis: str  # a key of BASES; empty where nothing can hold
+    signs: dict[str, int]
     seeds: int
+    trials: int
 
 
-def held_differences(topic: Topic, multiple: float) -> Held:
-    """Which methods differ from the baseline at ``multiple``, by the rules of this module."""
-    pairs = _pairs(topic, multiple)
-    seeds = min((pair.difference.seeds for pair in pairs.values()), default=0)
+def held_differences(topic: Topic, multiple: float) -> list[Held]:
+    """Which methods differ from the baseline at ``multiple``, by the rules of this module.
+
+    A method with fewer seeds than others is judged by those it has, and the others by theirs.
+    """
+    by_basis: dict[str, dict[str, Pair]] = {"test": {}, "signs": {}, "trials": {}, "": {}}
+    for name, pair in _pairs(topic, multiple).items():
+        by_basis[_basis(pair.difference.seeds, topic.is_task)][name] = pair
+    return [_held(basis, pairs) for basis, pairs in by_basis.items() if pairs]
+
+
+def _basis(seeds: int, is_task: bool) -> str:
     if seeds >= SEEDS_FOR_SIGNIFICANCE:
-        basis = "test"
+        return "test"
+    if seeds > 1:
+        return "signs"
+    return "trials" if is_task else ""
+
+
+def _held(basis: str, pairs: Mapping[str, Pair]) -> Held:
+    if basis == "test":
         tested = holm({(name, ""): pair.difference for name, pair in pairs.items()})
         holding = {name for name, _ in tested}
-    elif seeds > 1:
-        basis, holding = "signs", {name for name, pair in pairs.items() if pair.have_one_sign}
-    elif seeds == 1 and topic.is_task:
-        basis, holding = "trials", {name for name, pair in pairs.items() if pair.are_apart}
+    elif basis == "signs":
+        holding = {name for name, pair in pairs.items() if pair.have_one_sign}
+    elif basis == "trials":
+        holding = {name for name, pair in pairs.items() if pair.are_apart}
     else:
-        basis, holding = "", set()
+        holding = set()
     signs = {
         name: int(math.copysign(1, pair.difference.mean))
         for name, pair in pairs.items()
         if name in holding
     }
-    return Held(signs, list(pairs), basis, seeds)
+    seeds = min(pair.difference.seeds for pair in pairs.values())
+    return Held(basis, list(pairs), signs, seeds, min(pair.trials for pair in pairs.values()))
 
 
 class Pair(NamedTuple):
@@ -256,6 +295,7 @@ class Pair(NamedTuple):
     difference: Difference
     have_one_sign: bool  # the differences of all seeds
     are_apart: bool  # the intervals of the trials
+    trials: int  # asked, of the one seed; 0 without
 
 
 def _pairs(topic: Topic, multiple: float) -> dict[str, Pair]:
@@ -270,8 +310,12 @@ def _pairs(topic: Topic, multiple: float) -> dict[str, Pair]:
         if difference is not None:
             signs = {np.sign(one[seed] - other[seed]) for seed in one.keys() & other.keys()}
             have_one_sign = len(signs) == 1 and 0 not in signs
-            apart = _are_apart(base, curve, multiple)
-            pairs[curve.name] = Pair(difference, have_one_sign, apart)
+            shared = sorted(one.keys() & other.keys())
+            asked = [c.trials.get(shared[0], {}).get(multiple) for c in (base, curve)]
+            counts = [count for count in asked if count is not None]
+            apart = len(counts) == 2 and _are_apart(*counts)
+            trials = min((count[1] for count in counts), default=0)
+            pairs[curve.name] = Pair(difference, have_one_sign, apart, trials)
     return pairs
 
 
@@ -303,10 +347,7 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def _are_apart(one: Curve, other: Curve, multiple: float) -> bool:
-    """Whether the intervals of the trials do not overlap; trials of several seeds are no sample."""
-    curves = (one, other)
-    if any(len(curve.seeds) > 1 or multiple not in curve.trials for curve in curves):
-        return False
-    (low, high), (other_low, other_high) = (wilson(*c.trials[multiple]) for c in curves)
+def _are_apart(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the intervals of two (right, asked) do not overlap."""
+    (low, high), (other_low, other_high) = wilson(*one), wilson(*other)
     return high < other_low or other_high < low

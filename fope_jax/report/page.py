@@ -225,7 +225,7 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
         _chart(chart, styles, f"perplexity-{stem}", text),
     ]
     ratios = comparison.numbers(Sums.perplexity, relative=True)
-    if any(len(by_context) > 1 for seeds in ratios.values() for by_context in seeds):
+    if any(len(by_context) > 1 for seeds in ratios.values() for by_context in seeds.values()):
         chart = charts.perplexity_chart(comparison, relative=True)
         text = (
             "Perplexity over that of the same seed and documents at the training length. "

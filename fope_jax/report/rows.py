@@ -74,6 +74,10 @@ OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {
 }
 
 
+_EVALUATIONS = ("perplexity", "position", "passkey", "retrieval", "task")
+_OF_ALL_STEPS = ("train", "time", "validation", "spectrum")
+
+
 class ReportError(ValueError):
     """Rows that cannot be read or compared; the message names file and line, or the runs."""
 
@@ -160,13 +164,14 @@ def _variant(run: Run, rows: list[Row]) -> Run:
     name = rows[0]["variant"]
     summary = next((row for row in rows if row["kind"] == "protocol"), {})
     position = summary.get("settings", {}).get("position", run.config.get("position"))
-    origin = {"run": run.variant, "step": run.step, "frequencies": summary.get("frequencies", "")}
+    step = _newest_steps(rows).get(rows[0]["as"], run.step)
+    origin = {"run": run.variant, "step": step, "frequencies": summary.get("frequencies", "")}
     info = {key: value for key, value in run.info.items() if key != "continued"} | {"as": origin}
     if "position" in summary:
         info["position"] = summary["position"]
     path = run.path.with_name(f"{run.path.name} as {rows[0]['as']}")  # of no file: a name in lists
     config = run.config | {"name": name, "position": position}
-    return Run(path, config, info, tuple(rows), run.step)
+    return Run(path, config, info, tuple(rows), step)
 
 
 def read_run(path: Path, step: int | None = None) -> Run:
@@ -195,17 +200,20 @@ def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
         )
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
-    evaluations = ("perplexity", "position", "passkey", "retrieval", "task")
-    steps = {row["step"] for row in rows if row["kind"] in evaluations}
+    steps = {row["step"] for row in rows if row["kind"] in _EVALUATIONS}
     if named_step is not None and named_step not in steps:
         raise ReportError(
             f"{path}: step {named_step} has not been evaluated; evaluated: "
             f"{', '.join(map(str, sorted(steps))) or 'none'}. `fope evaluate {path}/{named_step}`"
         )
-    if step is None:
-        step = max(steps, default=None) if named_step is None else named_step
-    of_all_steps = ("train", "time", "validation", "spectrum")
-    rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
+    wanted, newest = named_step if step is None else step, _newest_steps(rows)
+    rows = [
+        row
+        for row in rows
+        if row["kind"] in _OF_ALL_STEPS
+        or row["step"] == (newest.get(row.get("as", "")) if wanted is None else wanted)
+    ]
+    step = newest.get("") if wanted is None else wanted
     info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))
     own = tuple(row for row in rows if "as" not in row)
     return Run(path, config, info, own, step, lineage), rows
@@ -224,8 +232,21 @@ def _read_results(path: Path) -> Run:
     if lineage:  # the parent's results are expected in the same directory
         parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
         lineage["parent"]["run"] = str(resolve_path(parent))
-    step = max((row["step"] for row in rows if row["kind"] not in ("train", "time")), default=None)
+    if any(row["kind"] == RESULTS_KIND for row in rows):
+        raise ReportError(f"{path} holds the results of more than one run; keep each in its file")
+    _check_config(head["config"], path)
+    step = max(_newest_steps(rows).values(), default=None)
     return Run(path, head["config"], head["info"], tuple(rows), step, lineage)
+
+
+def _newest_steps(rows: Iterable[Row]) -> dict[str, int]:
+    """The newest evaluated step of the run, "", and of each position embedding it was read with."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        if row["kind"] in _EVALUATIONS:
+            label = row.get("as", "")
+            newest[label] = max(newest.get(label, 0), row["step"])
+    return newest
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:

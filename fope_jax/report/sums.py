@@ -90,5 +90,7 @@ def spread(values: Sequence[float]) -> Spread:
     mean = sum(values) / len(values)
     if len(values) < 2:
         return Spread(mean, math.nan, len(values))
+    if not math.isfinite(mean):
+        return Spread(mean, math.nan, len(values))
     squares = sum((value - mean) ** 2 for value in values)
     return Spread(mean, math.sqrt(squares / (len(values) - 1)), len(values))

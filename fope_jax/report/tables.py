@@ -137,16 +137,16 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
 def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
     """Perplexity with resets over that without, within each seed; both scored the same tokens."""
     numbers, without = (c.numbers(Sums.perplexity) for c in (resets, no_resets))
-    spreads = {
-        label: spreads_over_seeds(
-            [
-                {context: value / base[context] for context, value in values.items()}
-                for values, base in zip(seeds, without[label], strict=True)
-            ]
-        )
-        for label, seeds in numbers.items()
-        if len(without.get(label, ())) == len(seeds)
+    ratios = {
+        label: [
+            {c: value / base[seed][c] for c, value in values.items() if c in base[seed]}
+            for seed, values in numbers[label].items()
+            if seed in base
+        ]
+        for label, base in without.items()
+        if label in numbers
     }
+    spreads = {label: spreads_over_seeds(seeds) for label, seeds in ratios.items() if seeds}
     title = "Perplexity with resets over that without (protocols document-resets and no-resets)"
     note = "below 1: the documents before it do harm"
     return context_table(title, resets, spreads, format_loss, note)

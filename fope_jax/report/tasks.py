@@ -206,12 +206,18 @@ def _note(tasks: Sequence[TaskScores]) -> str:
             curves.setdefault(label, []).extend(seeds)
     has_seeds = any(len(seeds) > 1 for task in tasks for seeds in task.curves.values())
     parts = ["± is the deviation over seeds" if has_seeds else "± is the standard error over items"]
+    limits: dict[Hashable, set[int]] = {}
+    for task in tasks:
+        for label in task.curves:
+            if (longest := task.settings.get("max_length")) is not None:
+                limits.setdefault(label, set()).add(longest)
     for label, seeds in curves.items():
         cut = sum(row["truncated"] for rows in seeds for row in rows)
         total = sum(row["total"] for rows in seeds for row in rows)
         if cut:
             end = "beginning" if tasks[0].benchmark == LM_EVAL else "middle"
             of = "contexts" if end == "beginning" else f"of {total:,} prompts"
-            limit = tasks[0].settings.get("max_length")
-            parts.append(f"{label}: {cut:,} {of} lost their {end} (longest {limit:,} tokens)")
+            longest = " or ".join(f"{limit:,}" for limit in sorted(limits.get(label, ())))
+            longest = f" (longest {longest} tokens)" if longest else ""
+            parts.append(f"{label}: {cut:,} {of} lost their {end}{longest}")
     return "; ".join(parts)

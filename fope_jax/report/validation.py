@@ -29,7 +29,7 @@ class Scored(NamedTuple):
     scored_per_window: int
     tokens: int
     bytes: int
-    bos_token: str | None = None
+    bos_token: str = ""
 
 
 def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:

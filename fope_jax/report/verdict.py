@@ -18,7 +18,7 @@ measured beyond it, in quarters (1.5, 2, 16).
 | a number is not finite beyond L | that it is not, and where; earlier m as above |
 | nothing is measured at L or beyond L, or not finite at L | nothing |
 
-Which differences to the baseline (RoPE, else the best method) hold:
+Which differences to the baseline (RoPE, else the best method) hold, each by the seeds that it has:
 
 | seeds shared | a difference holds |
 |---|---|
@@ -44,6 +44,7 @@ from fope_jax.report.multiples import (
     PERPLEXITY,
     SOLVED,
     Curve,
+    Held,
     Topic,
     are_comparable,
     best_beyond,
@@ -92,7 +93,7 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     shown = [topic for topic in topics if topic not in unlearned]
     names = dict.fromkeys(curve.name for topic in shown for curve in topic.curves)
     sentences = [_method_sentence(name, shown) for name in names]
-    sentences += [_difference_sentence(topic) for topic in shown]
+    sentences += [sentence for topic in shown for sentence in _difference_sentences(topic)]
     asked = [topic for topic in unlearned if any(curve.at(1) for curve in topic.curves)]
     if asked:
         sentences.append(
@@ -217,17 +218,25 @@ def _times(multiple: float) -> str:
 # ---------------------------------------------------------------------------- differences
 
 
-def _difference_sentence(topic: Topic) -> str:
+def _difference_sentences(topic: Topic) -> list[str]:
+    """One for the methods whose differences rest on the same."""
     base = topic.baseline
     multiples = base.beyond() if base else []
     if base is None or not multiples:
-        return ""
+        return []
     multiple = multiples[0] if topic.is_task else multiples[-1]
     held = held_differences(topic, multiple)
-    if not held.compared:
-        return ""
+    return [_difference_sentence(topic, base, multiple, each, len(held) == 1) for each in held]
+
+
+def _difference_sentence(
+    topic: Topic, base: Curve, multiple: float, held: Held, is_all: bool
+) -> str:
     if not held.basis:
-        return f"{_upper_first(topic.name)} is of one seed: which differences hold is not known."
+        of = "" if is_all else f" of {_listed(held.compared)}"
+        return (
+            f"{_upper_first(topic.name)}{of} is of one seed: which differences hold is not known."
+        )
     kinds = ("answer more", "answer less") if topic.is_task else ("lose more", "lose less")
     parts = []
     for sign, words in zip((1, -1), kinds, strict=True):
@@ -236,7 +245,7 @@ def _difference_sentence(topic: Topic) -> str:
     open_ = [name for name in held.compared if name not in held.signs]
     if open_:
         parts.append(f"between {_listed(open_)} and {base.name} no difference holds")
-    counted = f"one seed, {base.trials[multiple][1]} trials" if held.basis == "trials" else ""
+    counted = f"one seed, {held.trials} trials" if held.basis == "trials" else ""
     counted = counted or f"{held.seeds} seeds, paired"
     doubt = {
         "trials": "; the trials alone do not explain it, another seed may differ",
@@ -277,10 +286,13 @@ def _table(topics: Sequence[Topic]) -> Table | None:
     for topic in topics:
         held = {multiple: held_differences(topic, multiple) for multiple in multiples}
         for curve in topic.curves:
-            cells = [_cell(topic, curve, m, held[m].signs) for m in multiples]
+            cells = [
+                _cell(topic, curve, m, any(curve.name in each.signs for each in held[m]))
+                for m in multiples
+            ]
             rows.append((f"{topic.name}: {curve.name}", cells))
-        if topic.baseline and any(at.signs for at in held.values()):
-            basis = next(at.basis for at in held.values() if at.signs)
+        marked = dict.fromkeys(each.basis for at in held.values() for each in at if each.signs)
+        for basis in marked if topic.baseline else ():
             bases.setdefault((basis, topic.baseline.name), []).append(topic.name)
     notes = [_what_is_shown(topics), *_notes_of_marks(bases)]
     columns = ["L" if multiple == 1 else f"{multiple} L" for multiple in multiples]
@@ -288,7 +300,7 @@ def _table(topics: Sequence[Topic]) -> Table | None:
     return Table(heading, "context", columns, rows, "; ".join(notes))
 
 
-def _cell(topic: Topic, curve: Curve, multiple: float, held: Mapping[str, int]) -> str:
+def _cell(topic: Topic, curve: Curve, multiple: float, is_held: bool) -> str:
     is_ratio = not topic.is_task and multiple > 1
     values = curve.ratios(multiple) if is_ratio else curve.at(multiple)
     if not values:
@@ -301,9 +313,10 @@ def _cell(topic: Topic, curve: Curve, multiple: float, held: Mapping[str, int]) 
     else:
         text, error = format_number(mean), format_number(deviation)
     text += f" ± {error}" if count > 1 else ""
-    text += " *" if curve.name in held else ""
-    if len(curve.seeds) == 1 and multiple in curve.trials:
-        low, high = wilson(*curve.trials[multiple])
+    text += " *" if is_held else ""
+    asked = [trials[multiple] for trials in curve.trials.values() if multiple in trials]
+    if len(curve.seeds) == 1 and asked:
+        low, high = wilson(*asked[0])
         text += f"\n[{low:.0f}, {high:.0f}]"
     return text
 
@@ -322,6 +335,10 @@ def _what_is_shown(topics: Sequence[Topic]) -> str:
         parts.append("perplexity: at L, then its ratio to that")
     if apart := [topic.name for topic in topics if _has_other_tokens(topic)]:
         parts.append(f"{_listed(apart)}: not all on the same tokens, only the ratios compare")
+    for topic in topics:
+        if topic.left_out:
+            names = _listed(topic.left_out)
+            parts.append(f"{topic.name}: {names} also on other tokens or trials, which is left out")
     deviation = ", mean ± deviation" if seeds[-1] > 1 else ""
     return "; ".join([*parts, f"seeds: {_listed(map(str, seeds))}{deviation}"])
 

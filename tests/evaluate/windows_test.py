@@ -77,6 +77,9 @@ def test_bad_windows_are_named(arguments, message):
 
 
 def test_a_run_without_text_is_told_of_texts():
+    nothing = np.zeros(0, [("start", "i8"), ("length", "i8"), ("name", object)])
+    with pytest.raises(TooShortError, match="no documents, as in a run of tasks.*evaluate.texts"):
+        place_blocks(nothing, length=8, total=1)
     with pytest.raises(TooShortError, match="no documents, as in a run of tasks.*evaluate.texts"):
         place_windows(documents([]), longest=8, scored=4, total=2)
 

@@ -88,6 +88,19 @@ def test_few_seeds_have_intervals_over_documents_or_none(synthetic, make_run):
     assert charts.difference_chart(alone) is None
 
 
+def test_documents_are_of_the_seeds_that_both_have(synthetic, make_run):
+    """The error bar is that of the point; seeds of one alone are in neither."""
+    books = synthetic.TEN_BOOKS
+    runs = [make_run("rope", seed, tokens=books, shift=0.05 * seed) for seed in range(3)]
+    runs.append(make_run("fope", 0, tokens=books))
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    chart = charts.difference_chart(comparison)
+    (difference,) = chart.curves.values()
+    for y, (low, high) in zip(difference.y, difference.whiskers, strict=True):
+        assert low - 1e-9 <= y <= high + 1e-9
+    assert chart.note.startswith("1 seed, error bars: 95% interval over documents")
+
+
 def test_of_many_curves_the_baseline_and_the_best_are_in_colour():
     curves = {name: charts.Curve([1.0], [float(i)]) for i, name in enumerate("abcdefghij")}
     curves["rope"] = charts.Curve([1.0], [99.0])

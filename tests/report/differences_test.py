@@ -92,6 +92,12 @@ def test_holm_allows_less_than_each_pair_alone():
     assert holm(few) == set()
 
 
+def test_a_number_that_is_not_finite_is_not_significant():
+    found = {("a", "b"): Difference(1.0, 0.1, 1e-6, 5)}
+    found["a", "c"] = Difference(math.nan, math.nan, math.nan, 5)
+    assert holm(found) == {("a", "b")}
+
+
 def test_ranks_are_means_over_shared_seeds():
     numbers = {"a": {0: 1.0, 1: 3.0, 2: 0.0}, "b": {0: 2.0, 1: 2.0}, "c": {0: 2.0, 1: 9.0}}
     assert ranks(numbers) == {"a": 1.5, "b": 1.75, "c": 2.75}

@@ -101,3 +101,9 @@ def test_the_report_shows_them_where_they_are_asked_for(runs, tmp_path, capsys):
     assert 'id="ranges-of-length"' not in write_report(runs, out).read_text()
     assert main([*command, "--buckets", "9,1"]) == 2
     assert "--buckets 9,1; accepted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("edges", [(1024, 256), (0,), (-5,), (256, 256), (1.5,), (True,)])
+def test_edges_from_python_are_checked_as_well(edges):
+    with pytest.raises(ReportError, match="accepted: rising lengths in tokens, such as 4k,8k or"):
+        bucket_tables([], edges)

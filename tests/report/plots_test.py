@@ -164,7 +164,7 @@ def test_no_look_comes_twice_in_a_figure_nor_changes_between_the_experiments():
 
 
 def test_error_bars_of_accuracies_are_drawn_within_0_and_100(synthetic, make_run, styles):
-    one, other = (synthetic.rows_of("rope", 0) for _ in range(2))
+    one, other = (synthetic.rows_of("rope", seed) for seed in range(2))
     for row in other:
         if row["kind"] == "passkey":
             row["correct"] = {256: 20, 512: 5}.get(row["context"], row["correct"])

@@ -14,6 +14,7 @@ from fope_jax.report.comparison import (
     scored_key,
 )
 from fope_jax.report.page import write_report
+from fope_jax.report.results import write_results
 from fope_jax.report.rows import ReportError, read_rows, read_run, read_runs
 from fope_jax.report.sums import Sums, add_up, group, spread
 from fope_jax.report.verdict import verdict
@@ -68,6 +69,32 @@ def test_malformed_rows_are_named_by_file_and_line(synthetic, make_run, kind, li
     path.write_text("\n".join([*good[:11], line, *good[11:]]) + "\n")
     with pytest.raises(ReportError, match=f"rope-0/metrics.jsonl, line 12:? .*{message}"):
         read_rows(path)
+
+
+def test_what_another_position_embedding_scored_later_hides_nothing(synthetic, make_run):
+    rows = synthetic.rows_of("rope", 0, step=500)
+    later = [
+        row | {"as": "yarn:factor=2", "variant": "rope as yarn:factor=2", "step": 1000}
+        for row in rows
+        if row["kind"] in ("perplexity", "protocol")
+    ]
+    run, variant = read_runs([make_run("rope", rows=[*rows, *later])])
+    assert (run.step, variant.step, variant.info["as"]["step"]) == (500, 1000, 1000)
+    assert len(run.of("perplexity")) == len(variant.of("perplexity")) == 10
+
+
+def test_a_results_file_is_of_one_run_and_checked_as_a_directory_is(make_run, tmp_path):
+    kept = tmp_path / "kept.jsonl"
+    write_results(read_run(make_run("rope")), kept)
+    (tmp_path / "two.jsonl").write_text(kept.read_text() * 2)
+    with pytest.raises(ReportError, match="two.jsonl holds the results of more than one run"):
+        read_run(tmp_path / "two.jsonl")
+    head, *rows = kept.read_text().splitlines()
+    head = json.loads(head)
+    del head["config"]["name"]
+    kept.write_text("\n".join([json.dumps(head), *rows]) + "\n")
+    with pytest.raises(ReportError, match="kept.jsonl has no 'name'"):
+        read_run(kept)
 
 
 def test_a_torn_last_line_and_unknown_kinds_are_left(make_run):

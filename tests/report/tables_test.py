@@ -135,6 +135,21 @@ def test_a_task_that_no_variant_solves_is_one_line(make_run, synthetic):
     assert "lengths from 128 to 2,048 tokens that it was asked at." in text_tables(read_runs(runs))
 
 
+def test_resets_are_compared_within_each_seed(make_run, synthetic):
+    """Whatever seeds were scored with and without; only those with both count."""
+    runs = []
+    for seed, protocols in enumerate((["document-resets"], ["no-resets", "document-resets"])):
+        rows = [row for row in synthetic.rows_of("rope", seed) if row["kind"] == "perplexity"]
+        rows = [row | {"protocol": name} for name in protocols for row in rows]
+        for row in rows:
+            row["nats"] += seed * row["tokens"]
+        runs.append(make_run("rope", seed, rows=rows))
+    found = {c.protocol: c for c in comparisons(read_runs(runs), "perplexity")}
+    table = tables.reset_table(found["document-resets"], found["no-resets"])
+    ((_, cells),) = table.rows
+    assert set(cells) == {"1.000"}
+
+
 def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):
     monkeypatch.setattr(tables, "MOST_ROWS", 7)
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")

@@ -70,10 +70,17 @@ def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_pat
     add(third, [row | {"bos_token": "<s>"} for row in rows])
     found = validation_groups(read_runs([*pair, third]))
     shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
-    assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
+    assert shown == {"": ["rope", "nope"], "<s>": ["alibi"]}
     runs = read_runs([third])
     (topic,) = page._validation(runs, method_styles(run_labels(runs).values()))
     assert topic.figures.parts[0].endswith("Every window begins with <s>.")
+
+
+def test_a_run_that_got_a_bos_token_on_the_way_is_in_both(make_run):
+    run = make_run("alibi")
+    rows = validation("alibi", 128, [(8.0, 8.0), (3.0, 3.0)])
+    add(run, [*rows, *(row | {"bos_token": "<s>"} for row in rows)])
+    assert [scored.bos_token for scored in validation_groups(read_runs([run]))] == ["", "<s>"]
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):

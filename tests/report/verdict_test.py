@@ -182,6 +182,48 @@ def test_five_seeds_may_be_significant():
     )
 
 
+def test_a_method_with_fewer_seeds_changes_nothing_for_the_others():
+    """Each is judged by the seeds that it has."""
+    shift = (0, 1, 2, 1, 0)
+    runs = seeds_of("rope", [{1: 99, 2: 8 + d} for d in shift])
+    runs += seeds_of("fope", [{1: 99, 2: 80 + 2 * d} for d in shift])
+    before = sentences(*runs)[-1]
+    assert "5 seeds, paired): FoPE answers more than RoPE; significant" in before
+    runs += seeds_of("alibi", [{1: 99, 2: 40}]) + seeds_of("kerple", [{1: 99, 2: 8}])
+    with_others, of_one = sentences(*runs)[-2:]
+    assert with_others == before
+    assert of_one == (
+        "Recall at twice the training length (one seed, 200 trials): ALiBi answers more than RoPE; "
+        "between KERPLE and RoPE no difference holds; the trials alone do not explain it, another "
+        "seed may differ."
+    )
+    marks = {name: cells[1] for name, cells in verdict(runs).table.rows}
+    assert marks["recall: ALiBi"].startswith("40% *") and marks["recall: FoPE"] == "82% ± 2 *"
+    assert "*" not in marks["recall: KERPLE"] + marks["recall: RoPE"]
+
+
+def test_perplexity_of_one_seed_is_said_of_the_methods_that_have_one():
+    runs = seeds_of("rope", [{1: 10, 4: 13}, {1: 11, 4: 15}], "perplexity")
+    runs += seeds_of("alibi", [{1: 10, 4: 10}, {1: 11, 4: 11}], "perplexity")
+    runs += seeds_of("fope", [{1: 10, 4: 12}], "perplexity")
+    paired, alone = sentences(*runs)[-2:]
+    assert "(2 seeds, paired): ALiBi loses less than RoPE" in paired and "FoPE" not in paired
+    assert alone == "Perplexity of FoPE is of one seed: which differences hold is not known."
+
+
+def test_of_runs_on_other_tokens_those_are_kept_that_can_be_compared():
+    """And what is left out is named."""
+    runs = [run_of("rope", 0, perplexity={1: 10, 2: 12}), run_of("fope", perplexity={1: 9, 2: 9})]
+    other = run_of("rope", 1, perplexity={1: 20, 2: 22})
+    for row in other.rows:
+        row["tokens"], row["nats"] = 2 * row["tokens"], 2 * row["nats"]
+    for order in ([other, *runs], [*runs, other]):
+        found = verdict(order)
+        assert "FoPE is of one seed" in found.sentences[-1] or "Perplexity is of" in str(found)
+        assert dict(found.table.rows)["perplexity: RoPE"][0] == "10.00"
+        assert "perplexity: RoPE also on other tokens or trials, which is left" in found.table.note
+
+
 def test_three_seeds_are_never_called_significant():
     runs = seeds_of("rope", [{1: 10, 4: 13}, {1: 11, 4: 15}, {1: 10, 4: 14}], "perplexity")
     runs += seeds_of("alibi", [{1: 10, 4: 10}, {1: 11, 4: 11}, {1: 10, 4: 10}], "perplexity")

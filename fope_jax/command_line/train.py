@@ -220,8 +220,8 @@ def sweep(arguments: argparse.Namespace) -> None:
     DIR/NAME.log. At the end stands the verdict; every table and figure is in DIR/report/index.html.
     """
     from fope_jax.extras import require
-    from fope_jax.report.results import results_name, write_results
-    from fope_jax.report.rows import read_runs, read_with_variants
+    from fope_jax.report.results import write_results
+    from fope_jax.report.rows import read_runs, read_with_variants, results_file
     from fope_jax.report.tables import text_tables
     from fope_jax.report.verdict import verdict
     from fope_jax.sweep.kept_rows import kept_runs
@@ -255,7 +255,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     def keep(name: str) -> None:
         if arguments.results and name in names:
             for run in read_with_variants(workdir / name):
-                write_results(run, arguments.results / results_name(run))
+                write_results(run, arguments.results / results_file(run.path.name))
 
     run_sweep(planned, workdir, jobs=arguments.jobs, keep=keep)
     directories = [workdir / run.name for run in planned]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def _marks(runs: Sequence[Run]) -> list[str]:
     """What tells runs of one variant apart, for each; "" if they are its seeds."""
     lengths = list(dict.fromkeys(run.training_length for run in runs))
     alike = [[run for run in runs if run.training_length == length] for length in lengths]
-    differing = [_differing_keys(members) for members in alike]
+    differing = [differing_keys(members) for members in alike]
     if len(lengths) > 1 and not any(differing):
         marks = [f"trained on {run.training_length}" for run in runs]
     elif len(lengths) == 1 and len(differing[0]) == 1:
@@ -65,15 +65,18 @@ def _marks(runs: Sequence[Run]) -> list[str]:
     return [str(run.path) for run in runs]
 
 
-def _differing_keys(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Keys in which runs differ -> their values; a key that one lacks is a newer version's."""
+def differing_keys(runs: Sequence[Run], matter: Collection[str] = ()) -> dict[str, list[str]]:
+    """Keys in which runs differ -> their values; a key that one lacks is a newer version's.
+
+    Without those that may change when a run resumes, but for the ones that ``matter``.
+    """
     configs = [_flat_config(run.config) for run in runs]
     shared = [key for key in configs[0] if all(key in config for config in configs)]
     values = {key: sorted({_key_text(config[key]) for config in configs}) for key in shared}
     return {
         key: texts
         for key, texts in values.items()
-        if len(texts) > 1 and key != "seed" and not is_changeable(key)
+        if len(texts) > 1 and key != "seed" and (key in matter or not is_changeable(key))
     }
 
 
@@ -97,14 +100,14 @@ def _key_text(value: Any) -> str:
 def _indistinct(runs: Sequence[Run], differing: dict[str, list[str]]) -> ReportError:
     """For runs of one name that are not its seeds; names two of them and what differs."""
     one, *others = runs
-    other = next((run for run in others if _differing_keys([one, run])), others[0])
+    other = next((run for run in others if differing_keys([one, run])), others[0])
     if not differing:  # a seed that stands twice at one length, or with one value
         one, other = next(
             (a, b)
             for a, b in itertools.combinations(runs, 2)
             if a.seed == b.seed
             and a.training_length == b.training_length
-            and not _differing_keys([a, b])
+            and not differing_keys([a, b])
         )
     keys = "; ".join(f"{key} ({', '.join(texts)})" for key, texts in differing.items())
     reason = f"differ in {keys}" if keys else f"both have seed {one.seed}"
@@ -279,7 +282,7 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
         each = ((context, sums.tokens, sums.bytes) for context, sums in scored.items())
         return (first["protocol"], first[name], *each, bos, _documents(rows))
     if len(sizes) > 1:
-        counts = ", ".join(f"{context}: {sums.tokens:g}" for context, sums in scored.items())
+        counts = "; ".join(f"{context}: {sums.tokens:,.0f}" for context, sums in scored.items())
         raise ReportError(
             f"{kind} rows of {first['variant']!r} (seed {first['seed']}, step {first['step']}) "
             f"were not scored on the same tokens at every context (tokens by context: {counts})"

@@ -22,8 +22,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from fope_jax.report.comparison import Comparison
-from fope_jax.report.rows import Run, flatten
+from fope_jax.report.comparison import Comparison, differing_keys
+from fope_jax.report.rows import Run
 from fope_jax.report.sums import Metric, add_up, spread
 
 LEVEL = 0.95
@@ -139,18 +139,16 @@ def ranks(numbers: Numbers) -> dict[str, float]:
     return dict(zip(numbers, stats.rankdata(values, axis=0).mean(axis=1).tolist(), strict=True))
 
 
-# Fields that change neither the batches nor the compute of a run.
-_IGNORED = ("name", "seed", "position.", "evaluate.", "mesh.", "data.cache_dir", "data.copy_shards")
-_IGNORED += ("train.log_every", "train.save_every", "train.keep")
+# Where the text lies may change, but for runs that are compared it may be another text.
+_TEXT = ("data.train_files", "data.validation_files", "data.tfds_data_dir")
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Fields in which runs of one seed differ, but for the position embedding: field -> values."""
+    """Keys in which runs of one seed differ, but for the position embedding: key -> values."""
     differing: dict[str, set[str]] = {}
     for seed in {run.seed for run in runs}:
-        configs = [flatten(run.config) for run in runs if run.seed == seed]
-        for key in {key for config in configs for key in config}:
-            values = {str(config.get(key)) for config in configs}
-            if len(values) > 1 and not key.startswith(_IGNORED):
+        alike = [run for run in runs if run.seed == seed]
+        for key, values in differing_keys(alike, matter=_TEXT).items():
+            if key != "position" and not key.startswith("position."):
                 differing.setdefault(key, set()).update(values)
     return {key: sorted(values) for key, values in sorted(differing.items())}

@@ -164,7 +164,16 @@ def end_labels(
             )
         beyond = " ↑" if y > 1 else " ↓" if y < 0 else ""
         look = {"fontsize": END_LABEL, "color": "black" if style else GREY, "va": "center"}
-        axes.text(1.1 if style else 1.025, place, label + beyond, **look, **line)
+        axes.text(1.1 if style else 1.025, place, no_math(label) + beyond, **look, **line)
+
+
+def no_math(text: str) -> str:
+    """Matplotlib takes what stands between two dollar signs for a formula.
+
+    >>> no_math("a$b$")
+    'a\\\\$b\\\\$'
+    """
+    return text.replace("$", "\\$")
 
 
 def spread_out(heights: Mapping[str, float], gap: float) -> dict[str, float]:
@@ -227,7 +236,7 @@ def depth_figure(comparison: Comparison) -> Figure:
         inside = sum(context <= comparison.training_lengths[label] for context in contexts)
         axes.axvline(inside - 0.5, color="white", linewidth=3.5)
         axes.axvline(inside - 0.5, color="black", linewidth=1.5, linestyle="--")
-        axes.set_title(label, fontsize=10)
+        axes.set_title(no_math(label), fontsize=10)
     for axes in panels[len(solving) :]:
         axes.axis("off")
     for axes in panels[len(solving) - columns : len(solving)]:  # the last of each column
@@ -255,7 +264,7 @@ def _title(figure: Figure, axes: Axes, chart: Chart) -> None:
         tops = (f"{label} (up to {format_number(top)})" for label, top in chart.outside.items())
         captions.append(f"Above the picture: {', '.join(tops)}")
     caption = ". ".join(filter(None, captions))
-    figure.suptitle(chart.title, fontsize=11)
+    figure.suptitle(no_math(chart.title), fontsize=11)
     axes.set_title(textwrap.fill(caption, 100), fontsize=7.5, color=DARK_GREY, pad=TITLE_PAD)
 
 

@@ -57,7 +57,14 @@ def measure_of(comparison: Comparison) -> Measure:
 
 def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
     numbers = metric_by_seed(comparison, measure_of(comparison).metric, contexts)
-    labels = sorted(numbers, key=lambda label: spread(list(numbers[label].values())).mean)
+    shared = set.intersection(*map(set, numbers.values())) if numbers else set()
+
+    def mean(label: str) -> float:
+        """Over the seeds that all have, so that an easier seed of one decides no order."""
+        by_seed = numbers[label]
+        return spread([by_seed[seed] for seed in shared or by_seed]).mean
+
+    labels = sorted(numbers, key=mean)
     return Pairs(labels, all_differences({label: numbers[label] for label in labels}))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -20,15 +19,6 @@ FACTS = (*_IDENTITY, "as", "machine", "cpus", "devices")  # kept of run.json
 DOCUMENTS_KEPT = 20  # with more, rows are summed over documents
 DIGEST = "documents_digest"  # of summed rows: which documents they are of
 _SUMS = ("windows", "nats", "tokens", "bytes", "correct")
-
-
-def results_name(run: Run) -> str:
-    """The file of a run's rows: NAME.jsonl, of a variant NAME_as_METHOD.jsonl.
-
-    >>> results_name(Run(Path("runs/rope_0 as yarn:factor=2"), {}, {}, (), 3))
-    'rope_0_as_yarn_factor_2.jsonl'
-    """
-    return re.sub(r"[^\w.+-]+", "_", run.path.name) + ".jsonl"
 
 
 def write_results(run: Run, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,13 +231,22 @@ def _read_results(path: Path) -> Run:
         raise ReportError(f"{path}: the last line was cut off; bring the file back")
     lineage = head["lineage"]
     if lineage:  # the parent's results are expected in the same directory
-        parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
+        parent = path.with_name(results_file(lineage["parent"]["run"]))
         lineage["parent"]["run"] = str(resolve_path(parent))
     if any(row["kind"] == RESULTS_KIND for row in rows):
         raise ReportError(f"{path} holds the results of more than one run; keep each in its file")
     _check_config(head["config"], path)
     step = max(_newest_steps(rows).values(), default=None)
     return Run(path, head["config"], head["info"], tuple(rows), step, lineage)
+
+
+def results_file(run: str) -> str:
+    """The file of a run's rows, by the name of its directory.
+
+    >>> results_file("rope_0"), results_file("rope_0 as yarn:factor=2")
+    ('rope_0.jsonl', 'rope_0_as_yarn_factor_2.jsonl')
+    """
+    return re.sub(r"[^\w.+-]+", "_", run) + ".jsonl"
 
 
 def _newest_steps(rows: Iterable[Row]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Differences are paired by seed, with intervals that hold as often as they say."""
 
+import json
 import math
 
 import numpy as np
@@ -211,6 +212,12 @@ def test_what_is_not_matched_is_told(make_run):
     longer = read_runs([make_run("rope", name="a"), make_run("fope", name="b", length=256)])
     assert config_differences(longer) == {"train.length": ["128", "256"]}
     assert "more than their position embedding: train.length (128, 256)" in matched_note(longer)
+    changes = {"model": {"d_model": 64, "num_layers": 4, "attention": "chunked"}}
+    ours = make_run("rope", name="ours")
+    config = json.loads((ours / "config.json").read_text())
+    (ours / "config.json").write_text(json.dumps(config | changes | {"data": {"added": 1}}))
+    # How numbers are computed, and what an older run lacks, is no other training.
+    assert config_differences(read_runs([ours, make_run("fope", name="theirs")])) == {}
     seeds = read_runs([make_run("alibi", name="c"), make_run("alibi", 1, name="d", length=256)])
     assert config_differences(seeds) == {}  # runs of different seeds need not be
 

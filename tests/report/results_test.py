@@ -6,8 +6,8 @@ import pytest
 
 from fope_jax.report.comparison import Comparison, check_comparable, comparisons
 from fope_jax.report.page import write_report
-from fope_jax.report.results import add_up_documents, results_name, write_results
-from fope_jax.report.rows import ReportError, read_run, read_with_variants
+from fope_jax.report.results import add_up_documents, write_results
+from fope_jax.report.rows import ReportError, read_run, read_with_variants, results_file
 from fope_jax.report.sums import add_up
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -33,7 +33,7 @@ def test_what_a_run_is_without_training_has_a_file_of_its_own(synthetic, make_ru
     rows = synthetic.rows_of("rope", 0)
     scored = [row | {"as": "yarn:factor=2", "variant": "rope as yarn:factor=2"} for row in rows]
     variant = read_with_variants(make_run("rope", rows=[*rows, *scored]))[1]
-    path = tmp_path / results_name(variant)
+    path = tmp_path / results_file(variant.path.name)
     assert path.name == "rope-0_as_yarn_factor_2.jsonl"
     write_results(variant, path)
     kept = read_run(path)

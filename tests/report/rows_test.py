@@ -254,7 +254,7 @@ def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
         for row in synthetic.rows_of("rope", 0)
         if not (row.get("document") == "Emma" and row["context"] == 512)
     ]
-    with pytest.raises(ReportError, match=r"'rope' \(seed 0.*not scored on the same .*512: 3200"):
+    with pytest.raises(ReportError, match=r"'rope' \(seed 0.*not scored on the same .*512: 3,200"):
         comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
 
 

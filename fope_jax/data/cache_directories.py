@@ -61,13 +61,13 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
     return fields | {"format": FORMAT}
 
 
-def cache_directory(config: DataConfig, fingerprint: str | None = None) -> Path:
-    """The directory of the cache of ``config`` that was built last, or of that ``fingerprint``.
+def cache_directory(config: DataConfig) -> Path:
+    """The directory of the cache of ``config`` that was built last.
 
     Where there is none, the path does not exist. CacheError if a manifest or the file that names
     the last one is damaged, or if nothing says which of several caches was built last.
     """
-    return _locate(config, fingerprint)[0]
+    return _locate(config, None)[0]
 
 
 def find_cache(

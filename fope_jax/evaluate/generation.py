@@ -108,7 +108,7 @@ def by_rows(function: Callable[..., Any], mesh: Mesh, static: Sequence[str] = ()
     jitted = jax.jit(function, static_argnames=static, out_shardings=replicated)
     of_rows, step = NamedSharding(mesh, partition_spec(("batch",))), axis_size(mesh, "batch")
 
-    def on_mesh(params: Any, constants: Any, *arrays: np.ndarray | None, **settings: Any) -> Any:
+    def on_mesh(params: Any, constants: Any, *arrays: Any, **settings: Any) -> Any:
         count = len(arrays[0])
         filled = np.resize(np.arange(count), count + -count % step)
         split = jax.tree.map(lambda x: device_put_sharded(x[filled], of_rows), arrays)

@@ -18,7 +18,7 @@ from fope_jax.processes.collectives import gather_to_host
 from fope_jax.train.state import StatePlan, init_position_arrays
 from fope_jax.train.step import TrainState
 
-_POSITION = ("position_model", "position_layers")
+POSITION_GROUPS = ("position_model", "position_layers")
 
 
 def carry_position(
@@ -62,8 +62,8 @@ def with_position(
     tree: Mapping[str, Any], model: Mapping[str, Any], layers: Mapping[str, Any], wanted: Any
 ) -> dict[str, Any]:
     """``tree`` with the position arrays of the child, sharded as in ``wanted``."""
-    result = {name: leaves for name, leaves in tree.items() if name not in _POSITION}
-    for name, arrays in zip(_POSITION, (model, layers), strict=True):
+    result = {name: leaves for name, leaves in tree.items() if name not in POSITION_GROUPS}
+    for name, arrays in zip(POSITION_GROUPS, (model, layers), strict=True):
         if name in wanted:
             result[name] = {
                 key: device_put_sharded(np.asarray(arrays[key]), leaf.sharding)
@@ -82,7 +82,7 @@ def _keep_moments(fresh: Any, old: Any, carried: frozenset[str]) -> Any:
 
         def choose(path: tuple[Any, ...], leaf: Any) -> Any:
             keys = [getattr(entry, "key", None) for entry in path]
-            is_position = any(name in _POSITION for name in keys)
+            is_position = any(name in POSITION_GROUPS for name in keys)
             return leaf if is_position and keys[-1] not in carried else leaves[path]
 
         return jax.tree_util.tree_map_with_path(choose, new)

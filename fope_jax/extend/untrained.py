@@ -22,7 +22,7 @@ from fope_jax.data.tokenizers import SentencePieceTokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run_data import CACHE_DIR, DATA, TOKENIZER
-from fope_jax.extend.arrays import carry_position, with_position
+from fope_jax.extend.arrays import POSITION_GROUPS, carry_position, with_position
 from fope_jax.extend.frequencies import frequency_changes
 from fope_jax.extend.lineage import lineage_of, log_position_change
 from fope_jax.extend.parent import Parent, load_beside
@@ -54,8 +54,6 @@ from fope_jax.train.workdir import (
 )
 
 log = logging.getLogger(__name__)
-
-_POSITION = ("position_model", "position_layers")
 
 
 def untrained_experiment(
@@ -184,7 +182,7 @@ def save_untrained(
 
 def _position_names(tree: Mapping[str, Any]) -> set[str]:
     """Names of the position arrays of a tree of ``split``."""
-    return {name for group in _POSITION for name in tree.get(group, {})}
+    return {name for group in POSITION_GROUPS for name in tree.get(group, {})}
 
 
 def _write_facts(

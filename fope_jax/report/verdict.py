@@ -292,8 +292,9 @@ def _table(topics: Sequence[Topic]) -> Table | None:
             ]
             rows.append((f"{topic.name}: {curve.name}", cells))
         marked = dict.fromkeys(each.basis for at in held.values() for each in at if each.signs)
-        for basis in marked if topic.baseline else ():
-            bases.setdefault((basis, topic.baseline.name), []).append(topic.name)
+        if base := topic.baseline:
+            for basis in marked:
+                bases.setdefault((basis, base.name), []).append(topic.name)
     notes = [_what_is_shown(topics), *_notes_of_marks(bases)]
     columns = ["L" if multiple == 1 else f"{multiple} L" for multiple in multiples]
     heading = "At multiples of the training length L"

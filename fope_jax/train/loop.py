@@ -114,7 +114,8 @@ def train(
       Preempted: SIGTERM, SIGINT or SIGHUP arrived; the last step has been saved.
       Stopped: one of these signals arrived before the first step; nothing was saved.
       LockError: another process writes into the workdir.
-      OSError: the workdir cannot be written, or the token cache is missing or damaged.
+      CacheError: the token cache is missing or damaged.
+      OSError: the workdir cannot be written.
     """
     workdir, config = as_path(workdir), experiment.train
     splits = ("train", *(experiment.evaluate.splits if config.evaluation_interval else ()))
@@ -170,11 +171,11 @@ def train(
             return
         assert data
         cache, loaders, measure = data
-        stages = [
+        all_stages = [
             (stage, stage_plan, loader)
             for (stage, stage_plan), loader in zip(stages, loaders, strict=True)
-            if stage.stop > start
         ]
+        stages = [each for each in all_stages if each[0].stop > start]
         for line in data_lines(source.config, cache):
             log.info("%s", line)
         if is_main_process() and (names := changed_text(experiment.data, cache.sources)):
@@ -288,7 +289,8 @@ def train(
             return f"validation {losses}, "
 
         def loader_at(step: int) -> BatchLoader:
-            return next(loader for stage, _, loader in stages if step <= stage.stop)
+            # Bad steps may have begun before the checkpoint, in a stage that is over.
+            return next(loader for stage, _, loader in all_stages if step <= stage.stop)
 
         # -------------------------------------------------------------- steps
         stack.enter_context(dump_batches_of_bad_steps(workdir, loader_at, config.data_start))

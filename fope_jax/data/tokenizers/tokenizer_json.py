@@ -69,7 +69,7 @@ class JsonTokenizer(Tokenizer):
 
     @staticmethod
     def fingerprint_of(content: str, eos: str) -> str:
-        """The fingerprint of a file whose rules are used unchanged."""
+        """The fingerprint of rules as they are used."""
         return hashlib.sha256(f"json {eos} {content}".encode()).hexdigest()
 
     @classmethod

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from experiments.check.rows import BySeed, accuracy, late_loss, mean, minus, select, starred
+from experiments.check.claims import Claim, Page, Table, by_row
+from experiments.check.rows import BySeed, accuracy, ends, late_loss, mean, minus, select, starred
+from experiments.recall_newer.sweep import LOWER_RATES, RATES
+from fope_jax.report.sums import add_up
 
-ROWS = "recall_newer/results/*.jsonl"
-CONTROLS = "recall_controls/results/*.jsonl"
-LENGTH = 64
+LENGTH, TWICE = 64, 128
 BEYOND = (128, 256, 512, 1024)
 SEEDS = range(5)
+CONTROLS = {"RoPE": "rope", "floor alone": "floor", "FoPE": "fope"}  # of recall_controls
 HYBRIDS = {"SWAN": "swan", "RNoPE-SWA": "rnope"}
-METHODS = {"RoPE": "rope", "floor alone": "floor", "FoPE": "fope"}  # of recall_controls
-RATES = {"SWAN": "swan", "RNoPE-SWA": "rnope", "PoPE": "pope", "FoX": "fox"}
-RATES |= {"FoX, gates open": "fox-open", "RoPE, random positions": "random", "DroPE": "drope"}
+OTHERS = {"PoPE": "pope", "FoX": "fox", "FoX, gates open": "fox-open"}
+OTHERS |= {"RoPE, random positions": "random", "DroPE": "drope"}
 
 
 def right(name: str, *contexts: int) -> BySeed:
-    """Percent of trials that are right, over all ``contexts``, of the five seeds."""
-    pattern, variant = (ROWS, HYBRIDS[name]) if name in HYBRIDS else (CONTROLS, METHODS[name])
-    return {
-        seed: value
-        for seed, value in accuracy(pattern, variant, contexts, task="recall").items()
-        if seed in SEEDS
-    }
+    """Percent of trials that are right, over all ``contexts`` together, of the five seeds."""
+    experiment = "recall_newer" if name in HYBRIDS else "recall_controls"
+    found = accuracy(
+        f"{experiment}/results/*.jsonl", (HYBRIDS | CONTROLS)[name], contexts, task="recall"
+    )
+    return {seed: value for seed, value in found.items() if seed in SEEDS}
 
 
 def apart(one: str, other: str, *contexts: int) -> BySeed:
@@ -34,28 +34,38 @@ def apart(one: str, other: str, *contexts: int) -> BySeed:
 def answers(header: list[str], row: list[str]) -> list:
     name = row[0]
     contexts = [int(column.replace(",", "")) for column in header[1:6]]
-    others = ("RoPE", "floor alone")
-    differences = ["" if name == other else starred(apart(name, other), 1) for other in others]
+    differences = [
+        "" if name == other else starred(apart(name, other), 1) for other in ("RoPE", "floor alone")
+    ]
     return [None, *(mean(right(name, context)) for context in contexts), *differences]
 
 
-def rates(header: list[str], row: list[str]) -> list:
-    """Nats a token of the last batches, by learning rate; DroPE's end after 150 updates."""
-    label = RATES[row[0]]
-    after = 100 if label == "drope" else 1_200
-    found = []
-    for column in header[1:]:
-        pattern = f"recall_newer/rates/recall_{label}-{float(column):g}.jsonl"
-        stands = bool(select(pattern, "train")) if (column and row[header.index(column)]) else False
-        found.append(late_loss(pattern, after) if stands else "")
-    return [None, *found]
+def rate_rows(name: str, rate: float) -> str:
+    return f"recall_newer/rates/recall_{(HYBRIDS | OTHERS)[name]}-{rate:g}.jsonl"
 
 
-def at_length(label: str) -> float:
-    """The most percent that a rate of a method answers at L."""
-    best = 0.0
-    for rate in ("0.00125", "0.0025", "0.005", "0.01"):
-        rows = select(f"recall_newer/rates/recall_{label}-{rate}.jsonl", "retrieval", task="recall")
-        if rows:
-            best = max(best, 100 * sum(r["correct"] for r in rows) / sum(r["total"] for r in rows))
-    return best
+def rates_of(name: str) -> tuple[float, ...]:
+    return LOWER_RATES if name == "DroPE" else RATES
+
+
+def losses(header: list[str], row: list[str]) -> list:
+    """Nats a token of the last batches at each rate, the lowest first, and the most right at L."""
+    after = 100 if row[0] == "DroPE" else 1_200  # updates whose losses choose no rate
+    found = [late_loss(rate_rows(row[0], rate), after) for rate in rates_of(row[0])]
+    return [None, None, *found, most_right(row[0])]
+
+
+def most_right(name: str) -> float:
+    """The most percent of recall that any rate answers at L."""
+    trials = [select(rate_rows(name, r), "retrieval", task="recall") for r in rates_of(name)]
+    return max(float(add_up(rows).accuracy()) for rows in trials)
+
+
+CLAIMS: tuple[Claim, ...] = ()
+
+PAGE = Page(
+    path="experiments/recall_newer/README.md",
+    claims=CLAIMS,
+    tables=(Table(r"\|  \| rates", by_row(losses)), Table(r"\|  \| 64", by_row(answers))),
+    exempt_sections={"": "settings and times", "What this cannot show": "settings"},
+)

@@ -28,6 +28,10 @@ two with five seeds, each against RoPE, against the floor alone, and SWAN agains
 the lengths beyond L together. The others get four times the updates and three seeds
 (stage=longer), against RoPE and the floor alone of experiments/recall_longer; a method that answers
 95% at L in no seed is reported as not learned, and compared with nothing.
+
+Added after eight of the runs of these two, which answer nearly all at every length: is it the
+window of the first layer, or the second one without positions? "local-rope" has RoPE in the full
+layer as well, "rope-nope" has no window; five seeds each, against RoPE and against RNoPE-SWA.
 """
 
 from fope_jax.config import parse_arg
@@ -47,6 +51,8 @@ VARIANTS = {
     "rope": ("position.method=rope",),
     "swan": layers(LOCAL, GROWING),
     "rnope": layers(LOCAL, {"method": "nope"}),
+    "local-rope": layers(LOCAL, {"method": "rope"}),
+    "rope-nope": layers({"method": "rope"}, {"method": "nope"}),
     "pope": ("position.method=pope",),
     "fox": ("position.method=fox",),
     "fox-open": ("position.method=fox", "position.bias_init=4.0"),
@@ -56,11 +62,13 @@ VARIANTS = {
         "evaluate.random_positions=True",
     ),
 }
-HYBRIDS, OTHERS = ("swan", "rnope"), ("pope", "fox", "fox-open", "random")
+HYBRIDS, CONTROLS = ("swan", "rnope"), ("local-rope", "rope-nope")
+OTHERS = ("pope", "fox", "fox-open", "random")
 RATES = (2.5e-3, 5e-3, 1e-2)
 LOWER_RATES = (1.25e-3, 2.5e-3, 5e-3)  # DroPE goes on from a trained model
 SEED_OF_RATES = 100
 CHOSEN = {"rope": 5e-3, "swan": 5e-3, "rnope": 5e-3, "pope": 5e-3, "drope": 2.5e-3}  # from rates/
+CHOSEN |= dict.fromkeys(CONTROLS, 5e-3)  # the rate of the two methods that they are between
 CHOSEN |= {"fox": 2.5e-3, "fox-open": 5e-3, "random": 1e-2}
 
 
@@ -109,5 +117,5 @@ def get_sweep(arg=""):
         raise ValueError(f"stage={arg.stage}; accepted: hybrids, longer, rates")
     return [
         train(f"recall_{label}_{seed}", label, label, seed, CHOSEN[label])
-        for seed, label in product(seed=range(arg.seeds), label=HYBRIDS)
+        for seed, label in product(seed=range(arg.seeds), label=(*HYBRIDS, *CONTROLS))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.check.claims import Claim, Page, Table, by_row
-from experiments.check.rows import BySeed, accuracy, ends, late_loss, mean, minus, select, starred
+from experiments.check.rows import BySeed, accuracy, late_loss, mean, minus, select, starred
 from experiments.recall_newer.sweep import LOWER_RATES, RATES
 from fope_jax.report.sums import add_up
 

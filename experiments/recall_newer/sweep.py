@@ -32,6 +32,9 @@ the lengths beyond L together. The others get four times the updates and three s
 Added after eight of the runs of these two, which answer nearly all at every length: is it the
 window of the first layer, or the second one without positions? "local-rope" has RoPE in the full
 layer as well, "rope-nope" has no window; five seeds each, against RoPE and against RNoPE-SWA.
+
+Added after the rates of "fox-open", at all of which it learns recall: five seeds of it, against
+RoPE, the floor alone and SWAN.
 """
 
 from fope_jax.config import parse_arg
@@ -63,13 +66,13 @@ VARIANTS = {
     ),
 }
 HYBRIDS, CONTROLS = ("swan", "rnope"), ("local-rope", "rope-nope")
-OTHERS = ("pope", "fox", "fox-open", "random")
+OPEN, OTHERS = ("fox-open",), ("pope", "fox", "random")
 RATES = (2.5e-3, 5e-3, 1e-2)
 LOWER_RATES = (1.25e-3, 2.5e-3, 5e-3)  # DroPE goes on from a trained model
 SEED_OF_RATES = 100
 CHOSEN = {"rope": 5e-3, "swan": 5e-3, "rnope": 5e-3, "pope": 5e-3, "drope": 2.5e-3}  # from rates/
 CHOSEN |= dict.fromkeys(CONTROLS, 5e-3)  # the rate of the two methods that they are between
-CHOSEN |= {"fox": 2.5e-3, "fox-open": 5e-3, "random": 1e-2}
+CHOSEN |= {"fox": 2.5e-3, "fox-open": 1e-2, "random": 1e-2}
 
 
 def train(run: str, name: str, label: str, seed: int, rate: float, *more: str) -> Train:
@@ -86,7 +89,7 @@ def drop(run: str, parent: Train, name: str, seed: int, rate: float, steps: int,
 
 def rates() -> list[Train | Extend]:
     runs, few = [], "evaluate.passkey_lengths=(1,)"
-    for label, rate in product(label=(*HYBRIDS, *OTHERS), rate=RATES):
+    for label, rate in product(label=(*HYBRIDS, *OPEN, *OTHERS), rate=RATES):
         name = f"{label}-{rate:g}"
         runs.append(train(f"recall_{name}", name, label, SEED_OF_RATES, rate, few))
     parent = train("recall_rope", "rope", "rope", SEED_OF_RATES, CHOSEN["rope"], few)
@@ -117,5 +120,5 @@ def get_sweep(arg=""):
         raise ValueError(f"stage={arg.stage}; accepted: hybrids, longer, rates")
     return [
         train(f"recall_{label}_{seed}", label, label, seed, CHOSEN[label])
-        for seed, label in product(seed=range(arg.seeds), label=(*HYBRIDS, *CONTROLS))
+        for seed, label in product(seed=range(arg.seeds), label=(*HYBRIDS, *CONTROLS, *OPEN))
     ]

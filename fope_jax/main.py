@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                 import_module(module)
             code = arguments.verb.run(arguments) or 0
-            sys.stdout.flush()  # a closed pipe is noticed here, not when Python ends
+            if sys.stdout is not None:  # as under a daemon
+                sys.stdout.flush()  # a closed pipe is noticed here, not when Python ends
             return code
     except BrokenPipeError as error:
         if not _is_output_closed():

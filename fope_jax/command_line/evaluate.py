@@ -232,7 +232,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
       fope report runs/* -o runs/report          what they say about generalization, over all runs
       fope spectrum --demo -o runs/theory
     """
-    from fope_jax.spectrum.tables import write_demo, write_spectrum
+    from fope_jax.spectrum.tables import check_spectra, write_demo, write_spectrum
 
     out = arguments.out
     if arguments.demo:
@@ -251,15 +251,22 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if not out and is_in_bucket(arguments.run):
         raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     run, step = run_and_step(arguments)
+    if arguments.untrained and step is not None:
+        raise ValueError(f"{run}/{step}: --untrained is of step 0; leave one of the two out")
     out = out or run / "spectrum"
     check_output(out, "the spectra")
+    from fope_jax.evaluate.restore import read_experiment
     from fope_jax.spectrum.run import measure_run
+
+    multiples = whole_numbers("--lengths", arguments.lengths)
+    experiment = read_experiment(run)
+    check_spectra(out, experiment.name, experiment.seed)
 
     measured = measure_run(
         run,
         step,
         untrained=arguments.untrained,
-        multiples=whole_numbers("--lengths", arguments.lengths),
+        multiples=multiples,
         windows=arguments.windows,
         text=arguments.text,
     )

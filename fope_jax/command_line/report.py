@@ -62,7 +62,7 @@ def report(arguments: argparse.Namespace) -> None:
     for run in paths:
         check_bucket(run)
     runs = read_runs(paths)
-    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    buckets = parse_edges(arguments.buckets) if arguments.buckets is not None else ()
     styles = read_names(arguments.styles) if arguments.styles else ()
     page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
@@ -117,16 +117,19 @@ def default_page(paths: Sequence[Path]) -> Path:
 
 @verb(
     option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
-    option(
-        "--repair",
-        action="store_true",
-        help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
-        "damaged lines after copying it; deletes nothing",
-    ),
-    option(
-        "--progress",
-        action="store_true",
-        help="check nothing: one line of step, loss, speed and last checkpoint",
+    group(
+        "",
+        option(
+            "--repair",
+            action="store_true",
+            help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl "
+            "without damaged lines after copying it; deletes nothing",
+        ),
+        option(
+            "--progress",
+            action="store_true",
+            help="check nothing: one line of step, loss, speed and last checkpoint",
+        ),
     ),
     option("--json", action="store_true", help="for programs, one object a line"),
 )
@@ -140,7 +143,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     from fope_jax import doctor
 
     worst = 0
-    for run in arguments.runs:
+    for run in without_reports(arguments.runs):
         check_bucket(run)
         if arguments.progress:
             progress = doctor.read_progress(run)

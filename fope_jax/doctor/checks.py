@@ -304,7 +304,12 @@ def _check_checkpoints(
             sound[step] = store.metadata(step)
         except CheckpointError as error:
             is_being_written = lock_owner(run) is not None and not (path / MANIFEST).exists()
-            findings.append(Finding(str(error), f"fope doctor {run} --repair", is_being_written))
+            advice = (
+                "nothing: it is being written"
+                if is_being_written
+                else f"fope doctor {run} --repair"
+            )
+            findings.append(Finding(str(error), advice, is_being_written))
             continue
         if experiment is not None:
             position, shape = experiment.position, experiment.model.shape
@@ -319,7 +324,7 @@ def _check_checkpoints(
         findings.append(Finding(problem + ", ".join(hashes), "move those of other runs away"))
     if findings and not sound:
         advice = "bring one back from a copy: without one the run cannot go on"
-        findings = [finding._replace(advice=advice) for finding in findings]
+        findings = [f if f.harmless else f._replace(advice=advice) for f in findings]
     summary = "none that is sound" if findings else "none"
     if sound:
         summary = f"{len(sound)} sound ({first_few(sorted(sound))})"
@@ -372,7 +377,8 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
 def _check_lineage(run: Path, is_finished: bool) -> Check:
     path = run / LINEAGE
     if not path.exists():
-        return Check("lineage", "trained from the beginning")
+        origin = "imported weights" if _is_imported(run) else "trained from the beginning"
+        return Check("lineage", origin)
     try:
         parent = read_json(path).get("parent")
         source = parent.get("run") if isinstance(parent, dict) else None

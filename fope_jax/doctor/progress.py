@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fope_jax.doctor.checks import checkpoint_steps, read_lines
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import read_json, size_and_mtime
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, is_of_weights, split_step
 
 
 class Progress(NamedTuple):
@@ -75,20 +76,31 @@ def read_progress(run: str | Path) -> Progress:
     run, now = split_step(run)[0], time.time()
     if not (run / CONFIG).is_file():
         raise FileNotFoundError(f"{run / CONFIG} does not exist: no run has begun there")
-    progress = Progress(str(run), read_json(run / CONFIG)["train"]["steps"])
+    config = read_json(run / CONFIG)
+    if is_of_weights(config):
+        raise ValueError(
+            f"{run} is no run but a checkpoint of Hugging Face; `fope import {run} --workdir RUN` "
+            "makes a run of it"
+        )
+    progress = Progress(str(run), config["train"]["steps"])
     if (run / METRICS).exists():
         rows = [line.row for line in read_lines(run / METRICS) if line.is_train and line.row]
         if rows:
             row = max(rows, key=lambda row: row["step"])
             keys = ("step", "loss", "tokens_per_second")
             progress = progress._replace(
-                **{key: row.get(key) for key in keys}, row_age=now - _mtime(run / METRICS)
+                **{key: _number(row.get(key)) for key in keys}, row_age=now - _mtime(run / METRICS)
             )
     for step in reversed(checkpoint_steps(run)):
         manifest = run / CHECKPOINTS / str(step) / MANIFEST
         if manifest.exists():
             return progress._replace(saved=step, saved_age=now - _mtime(manifest))
     return progress
+
+
+def _number(value: Any) -> Any:
+    """A number of a row; None for what is none, or not finite, which no JSON can say."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _mtime(path: Path) -> float:

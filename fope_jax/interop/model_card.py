@@ -149,7 +149,7 @@ def _loading(facts: CardFacts) -> str:
             "`model.rotary_emb.cos_coef` and `sin_coef`."
         )
     return ours + (
-        "In transformers:\n\n```python\n"
+        "In transformers 5 or newer:\n\n```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("{facts.name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{facts.name}")\n```'

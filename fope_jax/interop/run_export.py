@@ -73,7 +73,7 @@ def export_run(
     made = make_directory(directory)
     remove_tree(partial)
     try:
-        _write_checkpoint(partial, directory.name, run, loaded, dtype, license)
+        _write_checkpoint(partial, directory.resolve().name, run, loaded, dtype, license)
         for path in partial.iterdir():
             path.chmod(_MODE)  # libraries make files that their owner alone can read
             path.rename(directory / path.name)

@@ -57,7 +57,7 @@ from fope_jax.storage.content import detect_content, read_head
 from fope_jax.storage.directories import check_space
 from fope_jax.storage.files import file_sha256, read_json
 from fope_jax.storage.lock import lock_run
-from fope_jax.storage.paths import as_path, expand_home
+from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
 from fope_jax.train.workdir import (
     IMPORTED,
@@ -96,7 +96,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     experiment = imported_experiment(source, config, overrides)
     check_tokenizer(experiment)
     origin = origin_of(source.absolute())
-    facts = {"directory": str(source), "training_length": config.training_length}
+    facts = {"directory": str(source.absolute()), "training_length": config.training_length}
     facts |= origin._asdict() if origin else {}
     tokenizer = experiment.data.tokenizer
     read_weights = functools.partial(import_weights, source)
@@ -118,7 +118,7 @@ def _import_gguf(path: Path, workdir: Path, overrides: list[str]) -> str:
             copy = str(workdir.absolute() / TOKENIZER)
             data = dataclasses.replace(experiment.data, tokenizer=copy)
             experiment = dataclasses.replace(experiment, data=data)
-        facts = {"directory": str(path), "sha256": file_sha256(path)}
+        facts = {"directory": str(path.absolute()), "sha256": file_sha256(path)}
         facts |= {"quantisations": file.quantisations, "training_length": config.training_length}
         read_weights = functools.partial(import_gguf_weights, file)
         return _save_import(workdir, experiment, facts, tokenizer, read_weights)
@@ -139,7 +139,7 @@ def _is_imported(
         return False
     with contextlib.closing(CheckpointStore(workdir / CHECKPOINTS)) as store:
         store.latest_valid_step()
-    before = flat_values(read_experiment(workdir)) | _origin(facts | info[IMPORTED])
+    before = flat_values(read_experiment(workdir)) | _origin(info[IMPORTED])
     now = flat_values(experiment) | _origin(facts)
     copy, source = workdir / TOKENIZER, as_path(tokenizer)
     if copy.is_file() and source.is_file() and copy.read_bytes() == source.read_bytes():
@@ -156,7 +156,7 @@ def _is_imported(
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What says which weights were imported: a checksum, a commit, or else the path."""
     names = [name for name in ("sha256", "commit") if name in facts]
-    return {n: facts[n] for n in names} or {"path": str(Path(facts["directory"]).absolute())}
+    return {n: facts[n] for n in names} or {"path": facts["directory"]}
 
 
 def _check_is_no_directory_of_gguf(source: Path) -> None:
@@ -325,7 +325,8 @@ def _vocab_size(data: DataConfig) -> int:
         return data.vocab_size
     tokenizers: Any = require("tokenizers", "train")
     try:
-        stored = tokenizers.Tokenizer.from_file(expand_home(data.tokenizer))
+        content = as_path(data.tokenizer).read_bytes().decode("utf-8-sig")
+        stored = tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # the library raises this for an invalid file
         raise ConfigError(
             f"data.tokenizer = {data.tokenizer!r} cannot be read: {error}; get the file again, or "

@@ -66,9 +66,11 @@ def initialize(
         return
     if timeout_seconds is None:
         text = os.environ.get("FOPE_DISTRIBUTED_TIMEOUT", "")
-        timeout_seconds = _integer("FOPE_DISTRIBUTED_TIMEOUT", text) if text else TIMEOUT_SECONDS
+        timeout_seconds = _seconds("FOPE_DISTRIBUTED_TIMEOUT", text) if text else TIMEOUT_SECONDS
     if not 0 < timeout_seconds < TIMEOUT_LIMIT:  # False for NaN
-        raise DistributedError(f"timeout_seconds = {timeout_seconds}; accepted: above 0")
+        raise DistributedError(
+            f"timeout_seconds = {timeout_seconds}; accepted: above 0, below {TIMEOUT_LIMIT:,.0f}"
+        )
     settings = find_settings(coordinator, num_processes, process_id, os.environ)
     is_only_task = "1" in [os.environ.get(name) for name in _TASK_COUNTS]
     if settings.num_processes == 1 if settings else is_only_task:
@@ -172,6 +174,13 @@ def find_settings(
             f" accepted: 0 to {num_processes - 1}"
         )
     return settings
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise DistributedError(f"{name} = {text!r}; accepted: a number of seconds") from None
 
 
 def _integer(name: str, text: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from fope_jax.config import check_vocabulary
+from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.held_out import HeldOut, read_held_out, text_name
@@ -29,8 +29,9 @@ from fope_jax.spectrum.capture import WindowCapture, observer
 from fope_jax.spectrum.measure import measure_layers
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.storage.files import read_json
+from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN
+from fope_jax.storage.run_paths import CHECKPOINTS, IMPORTED, LINEAGE, RUN
 
 MULTIPLES = (1, 2, 4, 8)
 WINDOWS = 8
@@ -73,21 +74,47 @@ def measure_run(
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
       NonFiniteError: weights or activations are not finite; names the document.
+      LockError: another process writes into the run.
       CorpusError: a ``text`` that cannot be read.
       ValueError: lengths that the method, the documents, the memory or the resolution do not allow;
         an untrained model of a run that continues another.
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
-    length, settings = experiment.train.length, experiment.evaluate
     if not multiples or min(multiples) < 1:
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = context_lengths(experiment, multiples, "lengths")
     if text is not None:
         text_name(text)  # checks it
-    info = workdir / RUN
-    is_imported = info.is_file() and IMPORTED in read_json(info)
-    if untrained or (step == 0 and not is_imported):
+    with lock_run(workdir, "spectrum"):  # a training would write on into the file of before
+        return _measure(
+            workdir,
+            experiment,
+            step,
+            contexts,
+            untrained=untrained,
+            windows=windows,
+            text=text,
+            say=say,
+        )
+
+
+def _measure(
+    workdir: Path,
+    experiment: Experiment,
+    step: int | None,
+    contexts: Sequence[int],
+    *,
+    untrained: bool,
+    windows: int,
+    text: str | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """As `measure_run`, of a run that is locked."""
+    length, settings = experiment.train.length, experiment.evaluate
+    if untrained or (step == 0 and not (workdir / CHECKPOINTS / "0").is_dir()):
+        info = workdir / RUN
+        is_imported = info.is_file() and IMPORTED in read_json(info)
         if is_imported or (workdir / LINEAGE).is_file():
             other = "has imported weights" if is_imported else "goes on from another run"
             raise ValueError(

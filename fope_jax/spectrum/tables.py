@@ -14,6 +14,8 @@ from fope_jax.report.html import Details, Note, Picture, Section, make_output, w
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
+from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import as_path
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
 COLUMNS = {
@@ -55,15 +57,9 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
       ReportError: the directory cannot be written, or holds another run.
     """
     out = make_output(out, "the spectra")
-    earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
     variant, seed = measured["variant"], measured["seed"]
-    others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}
-    if others:
-        names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
-        raise ReportError(
-            f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
-        )
-    (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
+    earlier = _earlier_states(out, variant, seed)
+    write_json(out / f"spectrum-{measured['step']}.json", measured)
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
     parts = [
@@ -74,6 +70,26 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
         *map(_energy_section, reversed(states)),
     ]
     return write_page(out, f"Spectra of {variant}, seed {seed}", parts)
+
+
+def check_spectra(out: str | Path, variant: str, seed: int) -> None:
+    """Raises ReportError where ``out`` holds spectra of another run, or a damaged file."""
+    _earlier_states(as_path(out), variant, seed)
+
+
+def _earlier_states(out: Path, variant: str, seed: int) -> list[Measured]:
+    """What was measured of a run before; ReportError if ``out`` holds another's."""
+    try:
+        earlier = [read_json(path) for path in sorted(out.glob("spectrum-*.json"))]
+    except ValueError as error:
+        raise ReportError(f"{error}; remove the file and measure that step again") from error
+    others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}
+    if others:
+        names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
+        raise ReportError(
+            f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
+        )
+    return earlier
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:

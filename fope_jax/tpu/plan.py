@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -23,6 +24,7 @@ from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.processes.agreement import FLAG_VARIABLES
 from fope_jax.processes.cores import available_cores
+from fope_jax.storage.files import read_json, write_json
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, Topology, libtpu_version, parse_topology
 
 GB_PER_COMPILATION = 6  # host memory; the largest compilation measured took 4
@@ -85,7 +87,7 @@ def make_cases(
                 mesh=mesh or _fitting_mesh(experiment, train.batch_size, parse_topology(topology)),
             )
             cases.append(Case(size, method, topology, changed))
-            if compare_options:
+            if compare_options and train.compiler_options != ():
                 plain = dataclasses.replace(train, compiler_options=())
                 changed = dataclasses.replace(changed, train=plain)
                 cases.append(Case(size, method, topology, changed))
@@ -195,7 +197,8 @@ def compile_cached(
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache / f"{key}.json" if cache else None
     if path and path.is_file():
-        return json.loads(path.read_text()) | {"cached": True}
+        with contextlib.suppress(OSError, ValueError):  # one that cannot be read is made again
+            return read_json(path) | {"cached": True}
     run = subprocess.run(
         [sys.executable, "-m", "fope_jax.tpu.compile"],
         input=json.dumps([experiment_to_dict(experiment), topology]).encode(),
@@ -208,10 +211,9 @@ def compile_cached(
         raise PlanError(f"{topology}: the compilation failed:\n" + "\n".join(tail))
     answer = json.loads(run.stdout)
     if path and "error" not in answer:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(answer))
-        partial.replace(path)
+        with contextlib.suppress(OSError):  # the answer is worth more than its copy
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, answer)
     return answer | {"cached": False}
 
 

@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import json
+import math
 import shutil
 import socket
 
@@ -310,6 +311,7 @@ def test_a_run_that_is_being_written(run):
     (run / "checkpoints" / "16" / "x").write_text("on its way")
     problems, notes = found(run)
     assert problems == [] and "16" in notes[0].problem
+    assert notes[0].advice == "nothing: it is being written"
     with pytest.raises(lock.LockError, match=f"pid {os.getppid()}"):
         doctor.repair(run)
 
@@ -335,10 +337,21 @@ def test_the_progress_of_a_run(run, capsys):
     write_rows(run, [train_row(3, loss=None, tokens_per_second=1e6)])  # no token was scored
     assert ": step 3 of 12 (25%), loss none, 1,000," in doctor.read_progress(run).text
 
+    # A number that is none, or that no JSON can say.
+    write_rows(run, [train_row(3, loss="x", tokens_per_second=math.nan)])
+    assert doctor.read_progress(run)[3:5] == (None, None)
+
     shutil.rmtree(run / "checkpoints")
     (run / "metrics.jsonl").unlink()
     text = doctor.read_progress(run).text
     assert text == f"{run}: no train row yet, of 12 steps; no checkpoint yet"
+    report = run.parent / "report"
+    report.mkdir()
+    (report / "index.html").write_text("a report of these runs")
+    assert main(["doctor", str(report), str(run), "--progress"]) == 0
+    (run / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="but a checkpoint of Hugging Face; `fope import"):
+        doctor.read_progress(run)
     (run / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match="no run has begun there"):
         doctor.read_progress(run)

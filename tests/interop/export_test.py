@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.config import ConfigError
 from fope_jax.data.bos import read_bos
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, train_sentencepiece
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
@@ -57,6 +58,22 @@ def untrained_run(runs, workdir, method):
 
 
 # ---------------------------------------------------------------------------- there and back
+
+
+def test_other_weights_are_not_said_to_be_imported(runs, tmp_path, monkeypatch):
+    """From another place under the same relative name, or from the Hub's cache."""
+    run = untrained_run(runs, tmp_path / "run", METHODS["rope"])
+    for place in ("a", "b"):
+        export_run(run / "7", tmp_path / place / "out")
+    snapshot = tmp_path / "models--org--out" / "snapshots" / "0a1b"
+    shutil.copytree(tmp_path / "a" / "out", snapshot)
+    monkeypatch.chdir(tmp_path / "a")
+    import_run("out", tmp_path / "back")
+    assert "already" in import_run("out", tmp_path / "back")
+    monkeypatch.chdir(tmp_path / "b")
+    for other in ("out", snapshot):
+        with pytest.raises(ConfigError, match="but others or in another way; use another"):
+            import_run(other, tmp_path / "back")
 
 
 @pytest.mark.fast("fope")

@@ -16,7 +16,7 @@ from fope_jax.report.correlation import (
 )
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_runs
-from fope_jax.spectrum.tables import head_mean, write_demo, write_spectrum
+from fope_jax.spectrum.tables import check_spectra, head_mean, write_demo, write_spectrum
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +205,9 @@ def test_a_page_shows_a_run_before_and_after_training(tmp_path):
         ReportError, match=r"holds spectra of rope \(seed 0\); give fope \(seed 2\)"
     ):
         write_spectrum(measured("fope", seed=2), tmp_path)
+    (tmp_path / "spectrum-7.json").write_text('{"variant": "ro')
+    with pytest.raises(ReportError, match="spectrum-7.json is no JSON: .*measure that step again"):
+        check_spectra(tmp_path, "rope", 0)
 
 
 def test_means_over_heads_leave_out_what_is_not_known():

@@ -19,6 +19,7 @@ from fope_jax.report.rows import read_runs
 from fope_jax.spectrum import run as run_module
 from fope_jax.spectrum.run import measure_run
 from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.lock import LockError
 
 LENGTH = 64
 
@@ -194,6 +195,25 @@ def test_step_0_of_imported_weights_is_their_checkpoint(tmp_path):
     assert numbers(measured) == numbers(quiet(workdir, multiples=(1,)))
     with pytest.raises(ValueError, match="has imported weights and did not begin untrained: mea"):
         quiet(workdir, untrained=True)
+
+
+def test_a_run_without_training_of_its_own_has_step_0(tmp_path):
+    """As `fope extend --no-train` makes it: a checkpoint of weights that were trained before."""
+    workdir = save(tmp_path / "changed", "rope", drawn_from=4, steps=(0,))
+    (workdir / "lineage.json").write_text("{}")
+    measured = quiet(workdir, 0, multiples=(1,))
+    assert numbers(measured) == numbers(quiet(workdir, multiples=(1,)))
+
+
+def test_a_run_that_another_process_writes_is_not_measured(rope, monkeypatch):
+    """Its rows would go into the file of before."""
+
+    def locked(directory, verb):
+        raise LockError(f"{directory}: {verb}")
+
+    monkeypatch.setattr(run_module, "lock_run", locked)
+    with pytest.raises(LockError, match="spectrum"):
+        quiet(rope[0])
 
 
 def test_a_text_takes_the_place_of_the_token_cache(tmp_path, monkeypatch):

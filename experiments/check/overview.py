@@ -12,6 +12,7 @@ from experiments.pretrained import claims as pretrained
 from experiments.qk_norm import claims as norms
 from experiments.recall_controls import claims as controls
 from experiments.recall_longer import claims as longer
+from experiments.recall_newer import claims as newer
 from experiments.recall_repetition import claims as repetition
 from experiments.spectra import claims as spectra
 from experiments.tournament import claims as tournament
@@ -35,6 +36,11 @@ def keys(*cells: tuple[str, int]) -> list[float]:
     return [mean(passkey.right(name, times * passkey.LENGTH)) for name, times in cells]
 
 
+def recall_at(multiple: int, *names: str) -> list[float]:
+    """Percent right in recall_newer."""
+    return [mean(newer.right(name, multiple * newer.LENGTH)) for name in names]
+
+
 YARN = "RoPE, read as YaRN 2"
 OF_FLOOR = ("FoPE", "floor alone", "RoPE")
 ON_FRONT = ("RoPE", "FoPE", "floor alone", "ALiBi")
@@ -42,6 +48,19 @@ ON_FRONT = ("RoPE", "FoPE", "floor alone", "ALiBi")
 FRONT = Page(
     path="README.md",
     claims=(
+        Claim(
+            "SWAN answers {}% at 16 times the training length, without its growing logits "
+            "(RNoPE-SWA) {}%, where the floor alone has {}% and RoPE {}%",
+            lambda: recall_at(16, "SWAN", "RNoPE-SWA", "floor alone", "RoPE"),
+        ),
+        Claim(
+            "the window alone gains {} ± {} points over RoPE, the layer without positions alone "
+            "{} ± {}, both {} ± {}",
+            lambda: [
+                x for name in (*newer.PARTS, "RNoPE-SWA") for x in ends(newer.apart(name, "RoPE"))
+            ],
+        ),
+        Claim("FoX has {}% if its gates start open", lambda: recall_at(16, "FoX, gates open")),
         Claim(
             "FoPE answers {}% of recall at twice the training length, the floor alone {}%, the "
             "series alone {}%, RoPE {}%",
@@ -95,6 +114,11 @@ FRONT = Page(
 FINDINGS = Page(
     path="docs/findings/index.md",
     claims=(
+        Claim(
+            "SWAN {}% at 16L, without its growing logits (RNoPE-SWA) {}%; FoX {}% if its gates "
+            "start open",
+            lambda: recall_at(16, "SWAN", "RNoPE-SWA", "FoX, gates open"),
+        ),
         Claim(
             "FoPE recalls {}% at 2L, RoPE {}%; KERPLE",
             lambda: [*recall("FoPE", 2), *recall("RoPE", 2)],
@@ -154,6 +178,14 @@ FINDINGS = Page(
 ITEMS = Page(
     path="experiments/README.md",
     claims=(
+        Claim(
+            "answer {} and {}% of recall at 16L, far more than FoPE or its floor",
+            lambda: recall_at(16, "SWAN", "RNoPE-SWA"),
+        ),
+        Claim(
+            "FoX has with gates that start open ({}% at 16L)",
+            lambda: recall_at(16, "FoX, gates open"),
+        ),
         Claim(
             "a steep fall holds: {}% at L and {}% at 2L in the tournament, where naming any value "
             "is right in 6%; a fall to nothing is not here: {}% and {}% in the controls, seeds "

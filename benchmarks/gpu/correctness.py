@@ -27,7 +27,7 @@ from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.running_sums import running_sums
 from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import NoPE
-from fope_jax.position.base import Layer, PositionEmbedding
+from fope_jax.position.base import Layer, ModelShape, PositionEmbedding
 from fope_jax.train.step import batch_loss
 
 HEADS, HEAD_DIM = 4, 64
@@ -323,7 +323,7 @@ def _choose(backend: str, layers: list[Layer], length: int, dtype: str, sinks: b
         platform=device.platform,
         layers=layers,
         length=length,
-        head_dim=HEAD_DIM,
+        shape=ModelShape(HEADS * HEAD_DIM, 1, HEADS, HEADS, HEAD_DIM),
         dtype=dtype,
         sinks=sinks,
         compute_capability=gpu_compute_capability(device),

@@ -108,7 +108,7 @@ class TrainingStep:
             platform=jax.default_backend(),
             layers=layers,
             length=unit.length,
-            head_dim=config.shape.head_dim,
+            shape=config.shape,
             dtype=config.dtype,
             compute_capability=gpu_compute_capability(jax.devices()[0]),
         )

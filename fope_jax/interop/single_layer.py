@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-
+from fope_jax.model.backends import query_width
 from fope_jax.position import ModelShape, PositionEmbedding
 from fope_jax.position.base import Layer, Variables, has_hook
 from fope_jax.typing import Array
@@ -70,27 +68,11 @@ def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
         raise ValueError(
             f"{method}: it {does}, which rotating q and k would leave out; use PositionAttention"
         )
-    if (width := _rotated_width(layer, shape)) != shape.head_dim:
+    if (width := query_width(layer, shape)) != shape.head_dim:
         raise ValueError(
             f"{method}: it makes q and k {width} dimensions wide, and logits must still be divided "
             f"by the root of head_dim={shape.head_dim}; use PositionAttention"
         )
-
-
-def _rotated_width(layer: Layer, shape: ModelShape) -> int:
-    """The dimensions of q and k after the layer's ``rotate``."""
-
-    def rotated(key: Array) -> Array:
-        params, constants = draw_layer(layer.method, key, shape)
-        variables, positions = {**params, **constants}, jnp.zeros((1, 1), jnp.int32)
-        tables = layer.method.tables(variables, positions, shape.head_dim)
-        q, k = (
-            jnp.zeros((1, 1, heads, shape.head_dim))
-            for heads in (shape.num_heads, shape.num_kv_heads)
-        )
-        return layer.method.rotate(variables, tables, q, k)[0]
-
-    return jax.eval_shape(rotated, jax.random.key(0)).shape[-1]
 
 
 def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:

@@ -44,7 +44,7 @@ def choose_backend(
     platform: str,
     layers: Sequence[Layer],
     length: int,
-    head_dim: int,
+    shape: ModelShape,
     dtype: str,
     sinks: bool = False,
     context: int = 1,
@@ -58,13 +58,15 @@ def choose_backend(
       platform: "cpu", "tpu" or "gpu", of the devices that will run the program.
       layers: one period of the model's layers, from ``layer_pattern``.
       length: tokens of a row, shared by ``context`` devices.
-      head_dim, dtype: of the values, and of queries and keys before a method widens them.
+      shape: of the model; head_dim is that of values, and of q and k before a method widens them.
+      dtype: of values, queries and keys.
       sinks: whether the model has attention sinks.
       compute_capability: of a GPU, such as "9.0"; None if unknown.
       derivatives: "reverse", or "all" for forward mode as well.
 
     >>> from fope_jax.position import ALiBi, ByLayer, FoPE
-    >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}
+    >>> shape = ModelShape(512, num_layers=2, num_heads=8, num_kv_heads=8, head_dim=64)
+    >>> shapes = {"length": 4096, "shape": shape, "dtype": "bfloat16"}
     >>> choose_backend("auto", platform="tpu", layers=FoPE(512).layers(), **shapes).name
     'splash'
     >>> pattern = ByLayer((FoPE(512), ALiBi())).layers()
@@ -80,7 +82,7 @@ def choose_backend(
         platform=platform,
         layers=layers,
         length=length,
-        head_dim=head_dim,
+        shape=shape,
         dtype=dtype,
         sinks=sinks,
         context=context,
@@ -133,20 +135,22 @@ def splash_has_sinks() -> bool:
     return "sinks" in inspect.signature(splash_attention_kernel.attention_reference).parameters
 
 
-def query_width(layer: Layer, head_dim: int) -> int:
+def query_width(layer: Layer, shape: ModelShape) -> int:
     """E, the dimensions of a query head after ``rotate``.
 
     >>> from fope_jax.position import RoPE
-    >>> query_width(RoPE().layers()[0], 64)
+    >>> query_width(RoPE().layers()[0], ModelShape(128, 1, 2, 2, 64))
     64
     """
-    shape = ModelShape(head_dim, 1, 1, 1, head_dim)
 
     def rotated(key: jax.Array) -> jax.Array:
         variables = layer.method.init(key, shape).at_layer(0)
-        tables = layer.method.tables(variables, jnp.zeros((1, 1), jnp.int32), head_dim)
-        q = jnp.zeros((1, 1, 1, head_dim))
-        return layer.method.rotate(variables, tables, q, q)[0]
+        tables = layer.method.tables(variables, jnp.zeros((1, 1), jnp.int32), shape.head_dim)
+        q, k = (
+            jnp.zeros((1, 1, heads, shape.head_dim))
+            for heads in (shape.num_heads, shape.num_kv_heads)
+        )
+        return layer.method.rotate(variables, tables, q, k)[0]
 
     return jax.eval_shape(rotated, jax.random.key(0)).shape[-1]
 
@@ -195,7 +199,7 @@ def _reasons_against(
     platform: str,
     layers: Sequence[Layer],
     length: int,
-    head_dim: int,
+    shape: ModelShape,
     dtype: str,
     sinks: bool,
     context: int,
@@ -217,8 +221,8 @@ def _reasons_against(
         share = f" on each of mesh.context={context} devices" if context > 1 else ""
         reasons.append(f"{length} tokens a row are no multiple of {LANES}{share}")
     if name == "cudnn":
-        width = max(query_width(layer, head_dim) for layer in layers)
-        reasons += _reasons_against_cudnn(length, head_dim, width, dtype, compute_capability)
+        width = max(query_width(layer, shape) for layer in layers)
+        reasons += _reasons_against_cudnn(length, shape.head_dim, width, dtype, compute_capability)
     if derivatives == "all":
         reasons.append("derivatives='all': its gradient is written out, for reverse mode")
     return reasons

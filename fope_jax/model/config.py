@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from fope_jax.model.backends import BACKENDS
 from fope_jax.model.layers import DERIVATIVES
 from fope_jax.position.base import ModelShape
-from fope_jax.position.checks import check_above_zero, check_spread, check_tokens, check_whole
+from fope_jax.position.checks import (
+    check_above_zero,
+    check_spread,
+    check_switches,
+    check_tokens,
+    check_whole,
+)
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -101,6 +107,7 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.qk_norm, bool):
             object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
+        check_switches(self)
         counts = ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim", "attention_block")
         for name in (*counts, "num_kv_heads", "head_dim"):
             if (value := getattr(self, name)) is not None:

@@ -457,7 +457,7 @@ def sample_decode(
     def step(carry: Any) -> Any:
         index, token, is_done, cache, position, written = carry
         is_done |= token[:, 0] == stop
-        segments = jnp.ones_like(position)
+        segments = jnp.ones_like(token)
         hidden, cache = forward_cached(model, cache, token, position, segments, periods=periods)
         token = choose(hidden, index)
         written = jax.lax.dynamic_update_slice_in_dim(written, token, index, axis=1)

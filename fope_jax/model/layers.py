@@ -141,7 +141,8 @@ def project_to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> A
 def project_from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
     weight = weight.reshape(-1, weight.shape[-1])
-    out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"), derivatives)
+    flat = x.reshape(*x.shape[:2], weight.shape[0])
+    out = linear(flat, weight, ("heads", "embed"), derivatives)
     return constrain(out, ("batch", "length", None))
 
 

@@ -380,7 +380,8 @@ def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
     """RMS norm per head or, with a scale of ``[N * H]``, over all heads."""
     if scale.shape[-1] == x.shape[-1]:
         return rms_norm(x, scale, eps)
-    return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
+    flat = x.reshape(*x.shape[:2], scale.shape[-1])
+    return rms_norm(flat, scale, eps).reshape(x.shape)
 
 
 def _choose_backend(config: TransformerConfig, position: Layer, length: int) -> str:
@@ -391,7 +392,7 @@ def _choose_backend(config: TransformerConfig, position: Layer, length: int) -> 
         platform=FUSED_BACKENDS.get(config.attention, jax.default_backend()),
         layers=[position],
         length=length,
-        head_dim=config.shape.head_dim,
+        shape=config.shape,
         dtype=config.dtype,
         sinks=config.attention_sinks,
         context=1 if mesh is None else mesh.shape["context"],

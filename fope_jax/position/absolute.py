@@ -124,7 +124,7 @@ class Learned(PositionEmbedding):
         # Cut to 32 bits, a wider position could read a valid row: test it before the cut.
         inside = position_values(positions) < self.table_length
         rows = (
-            variables["table"]
+            jnp.asarray(variables["table"])
             .at[jnp.where(inside, token_positions(positions), -1)]
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )

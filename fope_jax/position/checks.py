@@ -19,7 +19,7 @@ _SMALLEST, _LARGEST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.
 def check_number(name: str, value: Any, meaning: str) -> None:
     """Raises ValueError unless ``value`` is a number; "4", True and None are none."""
     is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
-    if isinstance(value, bool) or not is_number:
+    if isinstance(value, (bool, np.bool_, np.character)) or not is_number:
         raise ValueError(f"{name}={value!r}: {meaning}, a number")
 
 

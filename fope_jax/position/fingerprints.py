@@ -66,6 +66,8 @@ def _hashed(value: Any) -> Any:
     """``to_spec`` with numbers as floats, without ``added_later`` knobs at their defaults."""
     if isinstance(value, (list, tuple)):
         return [_hashed(item) for item in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
     if not dataclasses.is_dataclass(value):
         is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         return float(value) if is_number else value

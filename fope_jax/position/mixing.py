@@ -107,8 +107,8 @@ class _Mixture(PositionEmbedding, abc.ABC):
         for index, (method, method_shape) in enumerate(
             zip(self.methods, self.shapes(shape), strict=True)
         ):
-            own_key = None if key is None else jax.random.fold_in(key, index)
-            drawn = with_scope(method.init(own_key, method_shape), f"{index}.")
+            drawn = method.init(jax.random.fold_in(key, index), method_shape)
+            drawn = with_scope(drawn, f"{index}.")
             for group in GROUPS:
                 merged[group] |= getattr(drawn, group)
         return PositionVariables(**merged)

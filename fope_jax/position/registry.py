@@ -348,12 +348,13 @@ def to_spec(value: Any) -> Any:
 
 def spec_name(cls: type) -> str:
     """The name of a class in a specification: registered if ours, else ``module:Class``."""
-    if cls.__module__.startswith("fope_jax."):
-        for known in _REGISTRIES.values():
-            for name, other in known.items():
-                if cls is other:
-                    return name
-    return f"{cls.__module__}:{cls.__qualname__}"
+    is_ours = cls.__module__.startswith("fope_jax.")
+    return (_registered_name(cls) if is_ours else None) or f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _registered_name(cls: type) -> str | None:
+    named = (pair for known in _REGISTRIES.values() for pair in known.items())
+    return next((name for name, known in named if known is cls), None)
 
 
 def name_of(method: PositionEmbedding | Scaling) -> str:
@@ -362,8 +363,4 @@ def name_of(method: PositionEmbedding | Scaling) -> str:
     >>> name_of(RoPE())
     'rope'
     """
-    for known in _REGISTRIES.values():
-        for name, cls in known.items():
-            if type(method) is cls:
-                return name
-    return spec_name(type(method))
+    return _registered_name(type(method)) or spec_name(type(method))

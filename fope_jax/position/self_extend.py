@@ -10,7 +10,15 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import Layer, Limits, PositionEmbedding, Variables, has_hook
+from fope_jax.position.base import (
+    Layer,
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    has_hook,
+)
 from fope_jax.position.checks import MOST_TOKENS, check_tokens, check_whole
 from fope_jax.position.mixing import Wrapper
 from fope_jax.position.rope import RoPE
@@ -95,6 +103,9 @@ class _TwoVersions(PositionEmbedding, abc.ABC):
     @property
     def limits(self) -> Limits:
         return self.near.limits
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        return self.near.init(key, shape)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         return self.near.frequencies(head_dim)
@@ -220,10 +231,13 @@ class ReRoPE(_FarDistances):
                 f"{MOST_TOKENS}, as positions are int32"
             )
         for layer in self.inner.layers():
-            if self._has_far_keys(layer) and not isinstance(layer.method, RoPE):
+            kind = type(layer.method)
+            # Frequencies of a subclass of its own are not slowed by a scaling.
+            is_rope = getattr(kind, "frequencies", None) is RoPE.frequencies
+            if self._has_far_keys(layer) and not is_rope:
                 raise ValueError(
-                    f"leak={self.leak}, inner holds {type(layer.method).__name__}: only RoPE has "
-                    "angles between whole positions; leave leak out"
+                    f"leak={self.leak}, inner holds {kind.__name__}: only RoPE has angles between "
+                    "whole positions; leave leak out"
                 )
 
     def _far_method(self, method: PositionEmbedding) -> _TwoVersions:

@@ -40,7 +40,7 @@ def model_flops(
     pattern = layer_pattern(config, position)
     attention = 0.0
     for layer in pattern:
-        score = query_width(layer, shape.head_dim) // (1 if layer.far_from is None else 2)
+        score = query_width(layer, shape) // (1 if layer.far_from is None else 2)
         attention += 6 * _keys_seen(layer, length) * shape.num_heads * (score + shape.head_dim)
     attention *= config.num_layers // len(pattern)
     return float(batch * length * (6 * matrices + attention))

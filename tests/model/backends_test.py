@@ -10,12 +10,12 @@ from flax import nnx
 
 from fope_jax.model import fused
 from fope_jax.model.attention import attend
-from fope_jax.model.backends import choose_backend
+from fope_jax.model.backends import choose_backend, query_width
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.transformer import Transformer
-from fope_jax.position import ALiBi, ByLayer, FoPE, NoPE, RoPE
-from fope_jax.position.base import Layer, PositionEmbedding, has_hook
+from fope_jax.position import DAPE, ALiBi, ByLayer, FoPE, NoPE, PoPE, ReRoPE, RoPE, SelfExtend
+from fope_jax.position.base import Layer, ModelShape, PositionEmbedding, has_hook
 from fope_jax.position.contextual import CoPE
 from fope_jax.train.state import plan_state
 from tests.train.mesh_runs import experiment
@@ -35,7 +35,11 @@ class Decay(PositionEmbedding):
         return -jnp.ones((*x.shape[:2], 1))
 
 
-SHAPES = {"layers": FoPE(512).layers(), "length": 1024, "head_dim": 64, "dtype": "bfloat16"}
+def of_heads(head_dim):
+    return ModelShape(4 * head_dim, 2, 4, 2, head_dim)
+
+
+SHAPES = {"layers": FoPE(512).layers(), "length": 1024, "shape": of_heads(64), "dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ SHAPES = {"layers": FoPE(512).layers(), "length": 1024, "head_dim": 64, "dtype":
         ("gpu", {"layers": (Layer(Doubled()),)}, "cudnn", "the fused"),
         (
             "gpu",
-            {"layers": (Layer(Doubled()),), "head_dim": 128},
+            {"layers": (Layer(Doubled()),), "shape": of_heads(128)},
             "chunked",
             "head_dim=128, of queries 256: it takes multiples of 8 up to 128",
         ),
@@ -77,14 +81,19 @@ SHAPES = {"layers": FoPE(512).layers(), "length": 1024, "head_dim": 64, "dtype":
         ("tpu", {"context": 4}, "pallas", "mesh.context=4"),
         ("tpu", {"context": 16}, "chunked", "no multiple of 128 on each of mesh.context=16"),
         ("gpu", {"dtype": "float32"}, "chunked", "bfloat16 or float16"),
-        ("gpu", {"head_dim": 256}, "chunked", "head_dim=256"),
+        ("gpu", {"shape": of_heads(256)}, "chunked", "head_dim=256"),
         ("gpu", {"length": 65536}, "chunked", "quadratic"),
         ("gpu", {"length": 1023}, "chunked", "1023 tokens a row: it takes even numbers"),
         ("gpu", {"length": 1}, "chunked", "1 tokens a row"),
-        ("gpu", {"head_dim": 100}, "chunked", "head_dim=100: it takes multiples of 8 up to 128"),
-        ("gpu", {"head_dim": 256, "compute_capability": "9.0"}, "cudnn", "the fused kernel"),
-        ("gpu", {"head_dim": 264, "compute_capability": "10.0"}, "chunked", "8 up to 256"),
-        ("gpu", {"head_dim": 256, "compute_capability": "8.9"}, "chunked", "8 up to 128"),
+        (
+            "gpu",
+            {"shape": of_heads(100)},
+            "chunked",
+            "head_dim=100: it takes multiples of 8 up to 128",
+        ),
+        ("gpu", {"shape": of_heads(256), "compute_capability": "9.0"}, "cudnn", "the fused kernel"),
+        ("gpu", {"shape": of_heads(264), "compute_capability": "10.0"}, "chunked", "8 up to 256"),
+        ("gpu", {"shape": of_heads(256), "compute_capability": "8.9"}, "chunked", "8 up to 128"),
         ("gpu", {"compute_capability": "8.0"}, "cudnn", "the fused kernel"),
         ("gpu", {"compute_capability": "7.5"}, "chunked", "compute capability 8.0, this is 7.5"),
         ("gpu", {"compute_capability": "gfx942"}, "chunked", "a GPU of NVIDIA, this is gfx942"),
@@ -110,7 +119,7 @@ def test_what_runs_everywhere_is_taken_as_asked(requested):
         ("splash", "tpu", {"layers": ALiBi().layers(), "length": 100}, ["ALiBi", "100 tokens"]),
         ("pallas", "cpu", {"layers": CoPE().layers()}, ["platform tpu, this is cpu", "CoPE"]),
         ("cudnn", "tpu", {"dtype": "float32"}, ["it needs platform gpu", "float32"]),
-        ("cudnn", "gpu", {"length": 77, "head_dim": 20}, ["77 tokens a row", "head_dim=20"]),
+        ("cudnn", "gpu", {"length": 77, "shape": of_heads(20)}, ["77 tokens a row", "head_dim=20"]),
         ("pallas", "tpu", {"derivatives": "all"}, ["derivatives='all'"]),
     ],
 )
@@ -157,6 +166,25 @@ def test_no_backend_leaves_a_bias_out():
             sinks=None,
             backend="splash",
         )
+
+
+@pytest.mark.parametrize(
+    ("method", "width"),
+    [
+        (RoPE(), 8),
+        (PoPE(), 16),
+        (ALiBi(slopes=(0.5, 0.25)), 8),
+        (DAPE(ALiBi(slopes=(0.5, 0.25))), 8),
+        (SelfExtend(FoPE(64), window=8, group=2), 16),
+        (SelfExtend(RoPE(learnable=True), window=8, group=2), 16),
+        (ReRoPE(PoPE(), window=8), 32),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, PositionEmbedding) else "",
+)
+def test_the_width_of_queries_is_found_for_the_shape_of_the_model(method, width):
+    """Also where arrays have a size for each head, or belong to two versions of a rotation."""
+    shape = ModelShape(16, 1, 2, 1, 8)
+    assert {query_width(layer, shape) for layer in method.layers()} == {width}
 
 
 def packed(batch, length, heads, kv_heads, head_dim):

@@ -279,6 +279,18 @@ def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     assert not ended[:, max(end, last) :].any()
 
 
+def test_samples_follow_positions_with_fractions_too():
+    model, tokens = new_model(FoPE(8)), batch(2, 7)
+    positions = np.arange(7, dtype=np.float32)[None].repeat(2, 0) / 2
+    settings = {"count": 3, "temperature": 0.0, "key": jax.random.key(0), "stop": None}
+
+    def write(tokens):
+        read = prefill(model, tokens, jnp.ones_like(tokens), 2, positions)
+        return greedy_decode(model, *read, 3), sample_decode(model, *read, 3, **settings)
+
+    np.testing.assert_array_equal(*jax.jit(write)(tokens))
+
+
 def test_a_method_that_ends_says_so():
     model = new_model(METHODS["learned"](table_length=16))
     with pytest.raises(ValueError, match="a cache of 17 tokens: Learned is defined for at most 16"):

@@ -673,12 +673,20 @@ def test_names_of_parameters_and_constants_must_differ():
         ({"norm_eps": math.inf}, "norm_eps=inf"),
         ({"norm_eps": 0.0}, "norm_eps=0.0: .* above 0"),
         ({"norm": "both"}, "norm='both': expected one of pre, post"),
+        ({"tie_embeddings": "no"}, "tie_embeddings='no': expected True or False"),
+        ({"scan_layers": "false"}, "scan_layers='false': expected True or False"),
         ({"qk_norm": "heads"}, "qk_norm='heads': expected one of none, head, width"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**(SIZES | change))
+
+
+@pytest.mark.parametrize("qk_norm", ["none", "width"])
+def test_a_batch_of_no_rows_has_no_logits(qk_norm):
+    model, nothing = make(RoPE(), qk_norm=qk_norm), np.zeros((0, 5), np.int32)
+    assert model(nothing, nothing, nothing).shape == (0, 5, SIZES["vocab_size"])
 
 
 def test_the_position_embedding_is_asked_about_the_shape():

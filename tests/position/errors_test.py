@@ -56,12 +56,22 @@ from fope_jax.position import (
     scaled_frequencies,
     sinusoidal_table,
 )
-from fope_jax.position.scaling import apply_scaling
+from fope_jax.position.scaling import Scaling, apply_scaling
 
 
 def shape(**changes):
     base = dict(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
     return ModelShape(**(base | changes))
+
+
+class OfOnesOwn(RoPE):
+    def frequencies(self, head_dim):
+        return np.linspace(1.0, 0.1, head_dim // 2)
+
+
+class Broken(Scaling):
+    def __call__(self, rotary, length=None):
+        return rotary._replace(inv_freq=rotary.inv_freq * np.nan)
 
 
 GRID = inverse_frequencies(16)
@@ -289,6 +299,20 @@ ERRORS = {
         lambda: apply_scaling(RotaryFrequencies(np.array([np.nan]), 1e4), (PRoPE(0.5),)),
         r"inv_freq\[0\]=nan.*finite and positive",
     ),
+    "a scaling that gives no number": (
+        lambda: RoPE(scaling=(PRoPE(0.5), Broken())).check(shape()),
+        r"Broken gives inv_freq\[0\]=nan.*finite and positive",
+    ),
+    "a NumPy switch for a number": (lambda: RoPE(theta=np.True_), "theta=.*True.*: .*a number"),
+    "a NumPy text for a number": (lambda: RoPE(theta=np.str_("4")), "theta=.*'4'.*: .*a number"),
+    "a name in place of what is scaled": (
+        lambda: LogitScaling("rope", training_length=512),
+        "inner='rope': expected a method such as RoPE",
+    ),
+    "a leak of frequencies that follow no scaling": (
+        lambda: ReRoPE(OfOnesOwn(), window=8, leak=4),
+        "leak=4, inner holds OfOnesOwn: only RoPE has angles between whole positions",
+    ),
     "Self-Extend's group beyond positions": (
         lambda: SelfExtend(RoPE(), window=8, group=2**31),
         "group=2147483648: .* at most 2147483647",
@@ -507,8 +531,9 @@ def test_learned_table_length_is_the_methods_limit():
 def test_positions_beyond_the_learned_table_are_never_another_row():
     method = Learned(8)
     table = {"table": jnp.ones((8, 4))}
-    out = method.embed(table, jnp.zeros((1, 3, 4)), jnp.array([[7, 8, -1]]))
-    assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1:]).all()
+    for rows in (table, {"table": np.ones((8, 4), np.float32)}):
+        out = method.embed(rows, jnp.zeros((1, 3, 4)), jnp.array([[7, 8, -1]]))
+        assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1:]).all()
 
 
 def test_one_scaling_in_place_of_a_chain_is_shown_as_one():

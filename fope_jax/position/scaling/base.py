@@ -92,18 +92,27 @@ def scaled_frequencies(
 def apply_scaling(
     rotary: RotaryFrequencies, scaling: tuple[Scaling, ...], length: Array | None = None
 ) -> RotaryFrequencies:
-    """Applies each scaling in order; ValueError if a known frequency is negative or not finite."""
-    inv_freq = rotary.inv_freq
-    if isinstance(inv_freq, np.ndarray):
-        wrong = np.flatnonzero(~(np.isfinite(inv_freq) & (inv_freq >= 0)))
-        if wrong.size:
-            raise ValueError(
-                f"inv_freq[{wrong[0]}]={inv_freq[wrong[0]]}: a frequency is finite and positive, "
-                "or 0 where a pair does not turn"
-            )
+    """Applies each scaling in order.
+
+    ValueError if a known frequency is negative or not finite, before or after a scaling, which the
+    message names.
+    """
+    _check_frequencies(rotary.inv_freq, "")
     for step in scaling:
         rotary = step(rotary, length)
+        _check_frequencies(rotary.inv_freq, f"{type(step).__name__} gives ")
     return rotary
+
+
+def _check_frequencies(inv_freq: Any, origin: str) -> None:
+    if not isinstance(inv_freq, np.ndarray):  # traced
+        return
+    wrong = np.flatnonzero(~(np.isfinite(inv_freq) & (inv_freq >= 0)))
+    if wrong.size:
+        raise ValueError(
+            f"{origin}inv_freq[{wrong[0]}]={inv_freq[wrong[0]]}: a frequency is finite and "
+            "positive, or 0 where a pair does not turn"
+        )
 
 
 def check_chain(scaling: Any) -> tuple[Scaling, ...]:

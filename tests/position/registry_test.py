@@ -404,3 +404,7 @@ def test_a_name_is_registered_once():
             register(name)(Mine)
     with pytest.raises(TypeError, match="no class of PositionEmbedding"):
         register("mine")(int)
+
+
+def test_a_numpy_switch_has_the_fingerprint_of_a_plain_one():
+    assert fingerprint(RoPE(interleaved=np.True_)) == fingerprint(RoPE(interleaved=True))

@@ -94,7 +94,9 @@ class FoX(_ForgetGates):
 
     Knobs:
       init_std: standard deviation of the draw of w.
-      bias_init: the start of b; the authors' code has 0, larger numbers open the gates.
+      bias_init: the start of b; the authors' code has 0, larger numbers open the gates: with 4.0 a
+        head starts with a reach of about fifty tokens. A short training that has to look further
+        back than a few tokens may need it.
       rotation: how q and k are rotated beside the bias, such as ``RoPE(theta=500_000.0)``; the
         paper recommends none.
 

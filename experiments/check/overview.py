@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from experiments.books_longer import claims as books_longer
 from experiments.books_to_web import claims as books_to_web
 from experiments.check.claims import Below, Claim, Page
 from experiments.check.rows import ends, mean, minus
@@ -44,6 +45,12 @@ def recall_at(multiple: int, *names: str) -> list[float]:
 YARN = "RoPE, read as YaRN 2"
 OF_FLOOR = ("FoPE", "floor alone", "RoPE")
 ON_FRONT = ("RoPE", "FoPE", "floor alone", "ALiBi")
+
+
+def on_books(name: str, context: int, sign: int = 1) -> tuple[float, float]:
+    """Nats a token above RoPE (``sign=-1``: below) in books_longer, with its interval."""
+    return ends(books_longer.behind(name, "RoPE", context), sign)
+
 
 FRONT = Page(
     path="README.md",
@@ -115,6 +122,15 @@ FINDINGS = Page(
     path="docs/findings/index.md",
     claims=(
         Claim(
+            "begun: at 16L FoPE is {} ± {} nats a token below RoPE, ALiBi {} ± {}; at L FoPE is "
+            "{} ± {} above it",
+            lambda: [
+                *on_books("FoPE", LONGEST, -1),
+                *on_books("ALiBi", LONGEST, -1),
+                *on_books("FoPE", LENGTH),
+            ],
+        ),
+        Claim(
             "SWAN {}% at 16L, without its growing logits (RNoPE-SWA) {}%; FoX {}% if its gates "
             "start open",
             lambda: recall_at(16, "SWAN", "RNoPE-SWA", "FoX, gates open"),
@@ -178,6 +194,16 @@ FINDINGS = Page(
 ITEMS = Page(
     path="experiments/README.md",
     claims=(
+        Claim(
+            "a model of 0.42 M, 4,200 updates and books of its own for each seed: by {} ± {} "
+            "([books_longer]",
+            lambda: on_books("FoPE", LONGEST, -1),
+        ),
+        Claim(
+            "at 16L FoPE is {} ± {} nats a token below RoPE, an interval that holds the draw of "
+            "the books; at L it costs {} ± {}",
+            lambda: [*on_books("FoPE", LONGEST, -1), *on_books("FoPE", LENGTH)],
+        ),
         Claim(
             "answer {} and {}% of recall at 16L, far more than FoPE or its floor",
             lambda: recall_at(16, "SWAN", "RNoPE-SWA"),

@@ -288,7 +288,7 @@ def attention_logits(
 def _whole_logits(
     rules, contextual_fn, logit_scale, q, q_sums, q_index, k, k_sums, variables, k_index
 ):
-    """``block_logits`` plus the contextual bias, which is a function of unscaled logits of all keys."""
+    """``block_logits`` plus the contextual bias, a function of the unscaled logits of all keys."""
     logits = block_logits(rules, q, k, q_sums, k_sums, variables, q_index, k_index)
     if contextual_fn is not None:
         batch, kv_heads, group, length, width = q.shape
@@ -305,7 +305,7 @@ def _whole_logits(
 
 
 def _attend_whole(rules, contextual_fn, logit_scale, q, q_sums, q_index, keys):
-    """Attention with all scores at once; shapes as in ``block_logits``, returns ``[B, K, G, t, H]``."""
+    """Attention with all scores at once; shapes of ``block_logits``, returns ``[B, K, G, t, H]``."""
     k, v, k_sums, sinks, variables, k_index = keys
     logits = _whole_logits(
         *(rules, contextual_fn, logit_scale, q, q_sums, q_index), *(k, k_sums, variables, k_index)

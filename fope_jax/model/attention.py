@@ -305,7 +305,7 @@ def _whole_logits(
 
 
 def _attend_whole(rules, contextual_fn, logit_scale, q, q_sums, q_index, keys):
-    """Attention with all scores at once; shapes of ``block_logits``, returns ``[B, K, G, t, H]``."""
+    """Attention with all scores at once, as of ``block_logits``; returns ``[B, K, G, t, H]``."""
     k, v, k_sums, sinks, variables, k_index = keys
     logits = _whole_logits(
         *(rules, contextual_fn, logit_scale, q, q_sums, q_index), *(k, k_sums, variables, k_index)

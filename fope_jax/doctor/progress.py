@@ -10,7 +10,13 @@ from typing import Any, NamedTuple
 from fope_jax.doctor.checks import checkpoint_steps, read_lines
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import read_json, size_and_mtime
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, is_of_weights, split_step
+from fope_jax.storage.run_paths import (
+    CHECKPOINTS,
+    CONFIG,
+    describe_weights,
+    is_of_weights,
+    split_step,
+)
 
 
 class Progress(NamedTuple):
@@ -78,10 +84,7 @@ def read_progress(run: str | Path) -> Progress:
         raise FileNotFoundError(f"{run / CONFIG} does not exist: no run has begun there")
     config = read_json(run / CONFIG)
     if is_of_weights(config):
-        raise ValueError(
-            f"{run} is no run but a checkpoint of Hugging Face; `fope import {run} --workdir RUN` "
-            "makes a run of it"
-        )
+        raise ValueError(describe_weights(run))
     progress = Progress(str(run), config["train"]["steps"])
     if (run / METRICS).exists():
         rows = [line.row for line in read_lines(run / METRICS) if line.is_train and line.row]

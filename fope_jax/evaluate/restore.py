@@ -22,7 +22,7 @@ from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import has_gguf_magic
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN, is_of_weights
+from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN, describe_weights, is_of_weights
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +53,7 @@ def read_experiment(workdir: Path) -> Experiment:
     values = read_json(path)
     if is_of_weights(values):
         raise ConfigError(
-            f"{workdir} is no run but a checkpoint of Hugging Face; `fope import {workdir} "
-            f"--workdir RUN` makes a run of it, `fope extend hf:{workdir}` goes on from it"
+            f"{describe_weights(workdir)}, `fope extend hf:{workdir}` goes on from it"
         )
     try:
         return build_experiment(values)

@@ -156,7 +156,7 @@ def _is_imported(
 def _origin(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What says which weights were imported: a checksum, a commit, or else the path."""
     names = [name for name in ("sha256", "commit") if name in facts]
-    return {n: facts[n] for n in names} or {"path": facts["directory"]}
+    return {n: facts[n] for n in names} or {"path": str(Path(facts["directory"]).absolute())}
 
 
 def _check_is_no_directory_of_gguf(source: Path) -> None:

@@ -97,8 +97,7 @@ class LogitScaling(Wrapper):
     factor: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, PositionEmbedding):
-            raise ValueError(f"inner={self.inner!r}: expected a method such as RoPE()")
+        super().__post_init__()
         check_choice("form", self.form, KINDS)
         check_switches(self)
         needed, other = "training_length", "factor"

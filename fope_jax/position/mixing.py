@@ -42,8 +42,13 @@ class Wrapper(WithoutHooks, PositionEmbedding, abc.ABC):
     """Base of what changes the layers of another method, ``inner``, and shares its variables."""
 
     kind: ClassVar[str] = "composition"
+    inner_kind: ClassVar[str] = "a method"  # what messages call ``inner``
 
     inner: PositionEmbedding
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inner, PositionEmbedding):
+            raise ValueError(f"inner={self.inner!r}: expected {self.inner_kind} such as RoPE()")
 
     def check(self, shape: ModelShape) -> None:
         self.inner.check(shape)

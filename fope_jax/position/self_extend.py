@@ -33,11 +33,12 @@ _OTHER_HOOKS = ("embed", "bias", "contextual_bias", "running_bias")
 class _FarDistances(Wrapper):
     """Base of what shows a rotation other positions where a key is ``window`` back or further."""
 
+    inner_kind: ClassVar[str] = "a rotation"
+
     window: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, PositionEmbedding):
-            raise ValueError(f"inner={self.inner!r}: expected a rotation such as RoPE()")
+        super().__post_init__()
         check_tokens("window", self.window, "tokens with distances as trained")
         layers = self.inner.layers()
         for layer in layers:

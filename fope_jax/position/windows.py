@@ -46,6 +46,7 @@ class SlidingWindow(_NearTokens):
     window: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_tokens("window", self.window, self.inner)
 
     def layers(self) -> tuple[Layer, ...]:
@@ -76,6 +77,7 @@ class LocalChunks(_NearTokens):
     chunk: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_tokens("chunk", self.chunk, self.inner)
 
     def layers(self) -> tuple[Layer, ...]:
@@ -83,8 +85,6 @@ class LocalChunks(_NearTokens):
 
 
 def _check_tokens(name: str, value: int, inner: PositionEmbedding) -> None:
-    if not isinstance(inner, PositionEmbedding):
-        raise ValueError(f"inner={inner!r}: expected a method such as RoPE()")
     check_tokens(name, value, "tokens that a query sees, its own included")
     for layer in inner.layers():
         if (stated := getattr(layer, name)) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fope_jax.storage.files import read_json, read_json_lines
 from fope_jax.storage.paths import as_path, resolve_path
-from fope_jax.storage.run_paths import is_of_weights, split_step
+from fope_jax.storage.run_paths import describe_weights, is_of_weights, split_step
 
 Row = dict[str, Any]
 
@@ -195,10 +195,7 @@ def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
         raise ReportError(f"{path} is no run: {what}")
     config = _read_json(path / "config.json")
     if is_of_weights(config):
-        raise ReportError(
-            f"{path} is no run but a checkpoint of Hugging Face; "
-            f"`fope import {path} --workdir RUN` makes a run of it"
-        )
+        raise ReportError(describe_weights(path))
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
     steps = {row["step"] for row in rows if row["kind"] in _EVALUATIONS}

@@ -20,6 +20,14 @@ def is_of_weights(config: Mapping[str, Any]) -> bool:
     return "model_type" in config or "architectures" in config
 
 
+def describe_weights(path: str | os.PathLike[str]) -> str:
+    """What a directory with weights of Hugging Face is to who asks for a run."""
+    return (
+        f"{os.fspath(path)} is no run but a checkpoint of Hugging Face; `fope import "
+        f"{os.fspath(path)} --workdir RUN` makes a run of it"
+    )
+
+
 def split_step(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:
     """Splits ``runs/a/500`` into run and step.
 

@@ -12,16 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
 
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, from_config
 from fope_jax.interop.rope_parameters import ORIGINAL, THETA, from_rope_parameters
-from fope_jax.interop.weights import ImportedModel, raise_problems, tensor_views
-from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import Transformer, split
+from fope_jax.interop.tensor_checks import check_finite, check_tensors, empty_params
+from fope_jax.interop.weights import ImportedModel, tensor_views
+from fope_jax.model.finite import count_non_finite
 from fope_jax.position import RoPE
 from fope_jax.storage.content import GGUF_MAGIC, detect_content, has_gguf_magic, read_head
 
@@ -361,11 +359,12 @@ def import_gguf_weights(file: GGUFFile) -> ImportedModel:
     of another shape or not finite.
     """
     config, position, extra_keys, _, _ = import_gguf_config(file)
-    shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
-    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
+    params = empty_params(config, position)
     views = tensor_views(config, params)
     names = _tensor_names(file, views, config.num_layers)
-    _check_tensors(file, {names[name]: view.shape for name, view in views.items()})
+    stored = {name: _shape(tensor) for name, tensor in file.tensors.items() if name != ROPE_FREQS}
+    expected = {names[name]: view.shape for name, view in views.items()}
+    check_tensors(str(file.path), "its metadata", stored, expected)
     architecture = ARCHITECTURES[file.metadata[ARCHITECTURE]]
     heads = {"q_proj": config.shape.num_heads, "k_proj": config.shape.num_kv_heads}
     non_finite: dict[str, int] = {}
@@ -374,11 +373,7 @@ def import_gguf_weights(file: GGUFFile) -> ImportedModel:
         non_finite |= count_non_finite({names[name]: array})
         count = heads.get(name.split(".")[-2])
         view[...] = unpermute(array, count) if count and architecture.permuted else array
-    if non_finite:
-        raise ValueError(
-            f"{file.path}: NaN or infinite: {describe_non_finite(non_finite)}; a model with such "
-            "values computes nothing that means anything"
-        )
+    check_finite(str(file.path), non_finite)
     return ImportedModel(config, position, params, {}, extra_keys)
 
 
@@ -410,20 +405,3 @@ def _tensor_names(file: GGUFFile, views: Mapping[str, Any], num_layers: int) -> 
     architecture = next(x for x, known in gguf.MODEL_ARCH_NAMES.items() if known == name)
     table = gguf.get_tensor_name_map(architecture, num_layers)
     return {view: table.get_name(view, try_suffixes=(".weight", ".bias")) for view in views}
-
-
-def _check_tensors(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError with names and shapes unless the tensors are those of the model."""
-    stored = {name: _shape(tensor) for name, tensor in file.tensors.items() if name != ROPE_FREQS}
-    problems = {
-        "missing": [f"{name} {list(expected[name])}" for name in expected if name not in stored],
-        "unexpected": [
-            f"{name} {list(shape)}" for name, shape in stored.items() if name not in expected
-        ],
-        "of another shape": [
-            f"{name} {list(stored[name])}, expected {list(shape)}"
-            for name, shape in expected.items()
-            if stored.get(name, shape) != shape
-        ],
-    }
-    raise_problems(f"{file.path}: tensors are not those of the model that its metadata", problems)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.extras import require
+from fope_jax.interop.bpe_rules import bos_template, bpe_rules
 from fope_jax.interop.gguf import TOKENIZER as PREFIX
 from fope_jax.interop.gguf import GGUFFile
 from fope_jax.interop.tokenizer_files import CONFIG, TOKENIZER
@@ -116,33 +117,21 @@ def tokenizer_rules(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
     adds_bos = bool(metadata.get(f"{PREFIX}add_bos_token", rule.adds_bos and bos is not None))
     if adds_bos and bos is None:
         raise ValueError(f"{PREFIX}add_bos_token=True, but there is no {PREFIX}bos_token_id")
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    rules = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": name, **flags, "special": types[i] != USER_DEFINED}
+    rules = bpe_rules(
+        dict(used),
+        merges,
+        added=[
+            (i, name, types[i] != USER_DEFINED)
             for name, i in used
             if types[i] in (UNKNOWN, CONTROL, USER_DEFINED)
         ],
-        "normalizer": {"type": "NFC"} if rule.nfc else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(rule.steps)},
-        "post_processor": _bos_template(bos, tokens.index(bos)) if adds_bos and bos else None,
-        "decoder": _BYTE_LEVEL | {"use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,  # a byte without a token is left out, as llama.cpp does
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": rule.ignore_merges,
-            "vocab": dict(used),
-            "merges": merges,
-        },
-    }
+        normalizer={"type": "NFC"} if rule.nfc else None,
+        pre_tokenizer={"type": "Sequence", "pretokenizers": list(rule.steps)},
+        post_processor=bos_template(bos, tokens.index(bos)) if adds_bos and bos else None,
+        decoder=_BYTE_LEVEL | {"use_regex": True},
+        unk_token=None,  # a byte without a token is left out, as llama.cpp does
+        ignore_merges=rule.ignore_merges,
+    )
     names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unknown}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -167,15 +156,3 @@ def _named(metadata: dict[str, Any], tokens: list[str], name: str) -> str | None
     if not 0 <= index < len(tokens):
         raise ValueError(f"{PREFIX}{name}_token_id={index}: there are {len(tokens):,} tokens")
     return tokens[index]
-
-
-def _bos_template(bos: str, index: int) -> dict[str, Any]:
-    """The post-processor that puts ``bos`` before a text."""
-    token = {"SpecialToken": {"id": bos, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    return {
-        "type": "TemplateProcessing",
-        "single": [token, first],
-        "pair": [token, first, token, second],
-        "special_tokens": {bos: {"id": bos, "ids": [index], "tokens": [bos]}},
-    }

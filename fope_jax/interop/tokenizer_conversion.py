@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from fope_jax.data.tokenizers import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 from fope_jax.data.tokenizers.base import SPACE_MARK
 from fope_jax.data.tokenizers.tokenizer_json import BYTE_ALPHABET
 from fope_jax.extras import require
+from fope_jax.interop.bpe_rules import bpe_rules
 
 SPECIAL_TOKENS = {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}
 _NUM_RANDOM_LINES = 160
@@ -57,9 +58,11 @@ def _bytes_rules(tokenizer: BytesTokenizer) -> dict[str, Any]:
     by_byte = sorted(BYTE_ALPHABET.items(), key=lambda item: item[1])
     vocab |= {character: len(SPECIAL_TOKENS) + byte for character, byte in by_byte}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
-    return _rules(
+    return bpe_rules(
         vocab,
         merges=[],
+        added=_added(vocab),
+        unk_token=SPECIAL_TOKENS["unk"],
         pre_tokenizer=byte_level | {"use_regex": False},
         decoder=byte_level | {"use_regex": False},
     )
@@ -83,13 +86,19 @@ def _sentencepiece_rules(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     ]
     pieces = {piece: index for piece, index in vocab.items() if not is_apart[index]}
     ranked = sorted(pieces, key=lambda piece: (-processor.get_score(pieces[piece]), pieces[piece]))
-    return _rules(
+    newlines = [(index, piece, False) for piece, index in vocab.items() if "\n" in piece]
+    return bpe_rules(
         vocab,
         merges=[list(pair) for piece in ranked for pair in _pairs(piece, pieces)],
-        newlines=[piece for piece in vocab if "\n" in piece],
+        added=[*_added(vocab), *newlines],
+        unk_token=SPECIAL_TOKENS["unk"],
         decoder={"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
         byte_fallback=True,
     )
+
+
+def _added(vocab: dict[str, int]) -> list[tuple[int, str, bool]]:
+    return [(vocab[name], name, True) for name in SPECIAL_TOKENS.values()]
 
 
 def _pairs(piece: str, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -97,44 +106,6 @@ def _pairs(piece: str, pieces: dict[str, int]) -> Iterator[tuple[str, str]]:
     for cut in range(len(piece) - 1, 0, -1):
         if piece[:cut] in pieces and piece[cut:] in pieces:
             yield piece[:cut], piece[cut:]
-
-
-def _rules(
-    vocab: dict[str, int],
-    merges: Sequence[list[str]],
-    decoder: dict[str, Any],
-    pre_tokenizer: dict[str, Any] | None = None,
-    newlines: Sequence[str] = (),
-    byte_fallback: bool = False,
-) -> dict[str, Any]:
-    added = [(vocab[name], name, True) for name in SPECIAL_TOKENS.values()]
-    added += [(vocab[name], name, False) for name in newlines]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": index, "content": name, **flags, "special": is_special}
-            for index, name, is_special in sorted(added)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": None,
-        "decoder": decoder,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": SPECIAL_TOKENS["unk"],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": byte_fallback,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": list(merges),
-        },
-    }
 
 
 # ---------------------------------------------------------------------------- lines to compare

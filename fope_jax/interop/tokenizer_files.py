@@ -16,6 +16,7 @@ from fope_jax.data.tokenizers import (
     TokenizerError,
 )
 from fope_jax.data.tokenizers.tokenizer_json import PAD_NAMES
+from fope_jax.interop.bpe_rules import bos_template
 from fope_jax.interop.tokenizer_conversion import SPECIAL_TOKENS, to_tokenizer_json
 from fope_jax.storage.files import read_json, write_json, write_text
 
@@ -165,15 +166,5 @@ def _processor(
         parts = stated["processors"]
     kept = [part for part in parts if part["type"] not in _TEMPLATES]
     if found := find_bos(tokenizer, bos.token):
-        token = {"SpecialToken": {"id": found.token, "type_id": 0}}
-        text = {name: {"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")}
-        special = {"id": found.token, "ids": [found.id], "tokens": [found.token]}
-        kept.append(
-            {
-                "type": "TemplateProcessing",
-                "single": [token, text["A"]],
-                "pair": [token, text["A"], token, text["B"]],
-                "special_tokens": {found.token: special},
-            }
-        )
+        kept.append(bos_template(found.token, found.id))
     return {"type": "Sequence", "processors": kept} if len(kept) > 1 else next(iter(kept), None)

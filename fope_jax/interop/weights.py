@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
 import numpy as np
-from flax import nnx
 
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import ImportedConfig, from_config, to_config
@@ -25,9 +24,10 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
+from fope_jax.interop.tensor_checks import check_finite, check_tensors, empty_params
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import Transformer, position_variables, split
+from fope_jax.model.transformer import position_variables
 from fope_jax.position import FoPE, PositionEmbedding, fingerprint
 from fope_jax.storage.content import detect_content, has_gguf_magic, read_head
 from fope_jax.storage.files import read_json, write_json
@@ -39,7 +39,6 @@ CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.s
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SHARD_BYTES = 5 * 10**9
 _STORED_DTYPES = ("F32", "BF16", "F16")  # safetensors' names
-_MOST_LISTED = 6  # tensors in an error
 # A buffer in old checkpoints; the frequencies follow from config.json.
 _IGNORED = "rotary_emb.inv_freq"
 _EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
@@ -121,8 +120,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
     """
     directory = local_path(directory)
     config, position, extra_keys, exported_fingerprint, _ = import_config(directory)
-    shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
-    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
+    params = empty_params(config, position)
     views = tensor_views(config, params)
     has_series = isinstance(position, FoPE) and position.series
     coefficients = [PREFIX + name for name in COEFFICIENTS if has_series]
@@ -133,7 +131,14 @@ def import_weights(directory: str | Path) -> ImportedModel:
     expected = {name: view.shape for name, view in views.items()}
     if has_tied_copy:
         expected[_UNEMBEDDING] = expected[_EMBEDDING]
-    _check_tensors(directory, stored, expected, coefficients)
+    shapes = {k: x.shape for k, x in stored.items() if k in expected or not k.endswith(_IGNORED)}
+    of_other_dtypes = [
+        f"{name} {tensor.dtype}, expected one of {', '.join(_STORED_DTYPES)}"
+        for name, tensor in stored.items()
+        if (name in expected or name in coefficients) and tensor.dtype not in _STORED_DTYPES
+    ]
+    problems = {"of another dtype": of_other_dtypes}
+    check_tensors(str(directory), CONFIG, shapes, expected, coefficients, problems)
 
     non_finite: dict[str, int] = {}
 
@@ -146,11 +151,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
         view[...] = read(name)
     tied_copy = read(_UNEMBEDDING) if has_tied_copy else params["embedding"]
     tensors = {name: read(name) for name in coefficients if name in stored}
-    if non_finite:
-        raise ValueError(
-            f"{directory}: NaN or infinite: {describe_non_finite(non_finite)}; a model with "
-            "such values computes nothing that means anything"
-        )
+    check_finite(str(directory), non_finite)
     if (tied_copy != params["embedding"]).any():
         raise ValueError(
             f"{directory}: tie_word_embeddings=True, but {_UNEMBEDDING} differs from "
@@ -272,47 +273,6 @@ def _indexed_files(index: Path) -> list[Path]:
     if missing:
         raise FileNotFoundError(f"{index} names {', '.join(missing)}: there is no such file")
     return paths
-
-
-def _check_tensors(
-    directory: Path,
-    stored: Mapping[str, _StoredTensor],
-    expected: Mapping[str, tuple[int, ...]],
-    optional: Iterable[str],
-) -> None:
-    """Raises ValueError with names and shapes unless the tensors are those of the model."""
-    known = expected.keys() | set(optional)
-    problems = {
-        "missing": [f"{name} {list(expected[name])}" for name in expected if name not in stored],
-        "unexpected": [
-            f"{name} {list(tensor.shape)}"
-            for name, tensor in stored.items()
-            if name not in known and not name.endswith(_IGNORED)
-        ],
-        "of another shape": [
-            f"{name} {list(stored[name].shape)}, expected {list(shape)}"
-            for name, shape in expected.items()
-            if name in stored and stored[name].shape != shape
-        ],
-        "of another dtype": [
-            f"{name} {tensor.dtype}, expected one of {', '.join(_STORED_DTYPES)}"
-            for name, tensor in stored.items()
-            if name in known and tensor.dtype not in _STORED_DTYPES
-        ],
-    }
-    raise_problems(f"{directory}: tensors are not those of the model that {CONFIG}", problems)
-
-
-def raise_problems(of_whom: str, problems: Mapping[str, list[str]]) -> None:
-    """Raises ValueError "OF_WHOM describes" with the first tensors of each problem, if any."""
-    lines = [
-        f"\n  {len(names)} {problem}: "
-        + "; ".join(names[:_MOST_LISTED] + ["..."] * (len(names) > _MOST_LISTED))
-        for problem, names in problems.items()
-        if names
-    ]
-    if lines:
-        raise ValueError(f"{of_whom} describes" + "".join(lines))
 
 
 # ---------------------------------------------------------------------------- export

@@ -23,6 +23,7 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.config.fields import check_value
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.tokenizers import Tokenizer
+from fope_jax.evaluate.progress import progress_bar
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.text_model import RowPrograms, TextModel, row_programs
@@ -139,14 +140,24 @@ def as_harness_model(base: Any, model: TextModel) -> Any:
 
     class RunLM(base):
         def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
-            return model.loglikelihood([request.args for request in requests])
+            return model.loglikelihood([request.args for request in requests], progress_bar)
 
         def loglikelihood_rolling(self, requests: Any) -> list[float]:
-            return model.loglikelihood_rolling([request.args[0] for request in requests])
+            texts = [request.args[0] for request in requests]
+            return model.loglikelihood_rolling(texts, progress_bar)
 
         def generate_until(self, requests: Any) -> list[str]:
-            pairs = (request.args for request in requests)
-            return [model.generate(text, *generation_settings(kwargs)) for text, kwargs in pairs]
+            groups: dict[tuple[tuple[str, ...], int], list[int]] = {}  # settings -> requests
+            for number, request in enumerate(requests):
+                until, count = generation_settings(request.args[1])
+                groups.setdefault((tuple(until), count), []).append(number)
+            texts = [""] * len(requests)
+            for settings, numbers in groups.items():
+                contexts = [requests[number].args[0] for number in numbers]
+                written = model.generate_each(contexts, *settings, progress_bar)
+                for number, text in zip(numbers, written, strict=True):
+                    texts[number] = text
+            return texts
 
     return RunLM()
 

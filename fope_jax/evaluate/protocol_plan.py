@@ -20,6 +20,7 @@ from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.retrieval.text_task import CorpusHaystack, TextTask
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.progress import Progress
 from fope_jax.evaluate.protocols import (
     NO_BOS,
     PASSKEY,
@@ -37,7 +38,7 @@ from fope_jax.evaluate.retrieval import (
     score_task,
 )
 from fope_jax.evaluate.run_data import RunData, load_run_tokenizer
-from fope_jax.evaluate.scoring import Progress, Scorer, at_random_positions
+from fope_jax.evaluate.scoring import Scorer, at_random_positions
 from fope_jax.evaluate.windows import TooShortError, Windows, allowed_contexts, context_lengths
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from fope_jax.evaluate.perplexity import (
     score_positions,
     score_same_tokens,
 )
-from fope_jax.evaluate.scoring import Progress
+from fope_jax.evaluate.progress import Progress
 from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.evaluate.windows import Windows, check_documents, place_blocks, place_windows

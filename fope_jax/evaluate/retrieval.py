@@ -28,7 +28,8 @@ from fope_jax.data.random_positions import PositionDraw
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
 from fope_jax.evaluate.generation import Answerer, answer_room
 from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.scoring import Progress, no_progress, positions_of_rows
+from fope_jax.evaluate.progress import Progress, no_progress
+from fope_jax.evaluate.scoring import positions_of_rows
 
 
 class ContextTooShortError(ValueError):

@@ -37,6 +37,7 @@ from fope_jax.evaluate.metrics import (
     replace_rows,
     row_ids,
 )
+from fope_jax.evaluate.progress import Progress, progress_bar
 from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.protocols import Protocol
 from fope_jax.evaluate.restore import (
@@ -48,11 +49,9 @@ from fope_jax.evaluate.restore import (
     warn_where_bos_is_unknown,
 )
 from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
-from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
+from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text_model import RowPrograms, row_programs
 from fope_jax.evaluate.variants import Variant, variant_experiment, variant_model
-from fope_jax.extras import require
-from fope_jax.logs import is_quiet
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.position import fingerprint
 from fope_jax.processes.agreement import fail_together
@@ -112,7 +111,7 @@ def evaluate(
       ValueError: an override is invalid, or of another section.
     """
     workdir = as_path(workdir)
-    progress = _stopping(progress or _progress_bar)
+    progress = _stopping(progress or progress_bar)
     say = say if is_main_process() else lambda line: None
     with fail_together():
         # Before the lock, which would create the directory for a mistyped name.
@@ -306,9 +305,3 @@ def _stopping(progress: Progress) -> Progress:
             yield batch
 
     return stopping
-
-
-def _progress_bar(batches: Iterable[int], desc: str) -> Iterable[int]:
-    tqdm = require("tqdm", "train").tqdm
-    is_hidden = is_quiet() or not is_main_process()
-    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=is_hidden)

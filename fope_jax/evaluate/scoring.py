@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fope_jax.data.random_positions import PositionDraw
+from fope_jax.evaluate.progress import Progress, no_progress
 from fope_jax.model.losses import token_nats
 from fope_jax.model.masks import TokenIndex
 from fope_jax.model.sharding import axis_size, batch_sharding, device_put_sharded
@@ -22,12 +23,6 @@ from fope_jax.typing import Array
 LOGITS_IN_MEMORY = 2**24  # 64 MB of float32, less than the weights of most models
 
 Scorer = Callable[..., tuple[Any, Any]]  # see ``scorer_factory``
-Progress = Callable[..., Iterable[int]]
-
-
-def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
-    """A ``Progress`` that shows nothing."""
-    return batches
 
 
 def score_windows(

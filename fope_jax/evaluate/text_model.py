@@ -8,6 +8,7 @@ import os.path
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ from jax.sharding import Mesh
 from fope_jax.data.bos import Bos, encode_prompt
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.generation import by_rows, pad_left, padded_length
-from fope_jax.evaluate.scoring import Progress, model_scorer, no_progress
+from fope_jax.evaluate.progress import Progress, no_progress
+from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.model.decode import greedy_decode, prefill
 from fope_jax.model.masks import TokenIndex
 from fope_jax.model.transformer import Transformer, merge, split
@@ -106,7 +108,9 @@ class TextModel:
     add_bos: bool = False
     report_cuts: Callable[[int, int, int], Any] = warn_of_cuts
 
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], progress: Progress = no_progress
+    ) -> list[tuple[float, bool]]:
         """``log p(continuation | context)``, and whether the continuation is greedy.
 
         Raises:
@@ -128,50 +132,72 @@ class TextModel:
             )
             if cut := sum(a != b for a, b in zip(whole, rows, strict=True)):
                 self.report_cuts(cut, len(rows), self.max_length)
-        results = self.score_rows(rows)
+        results = self.score_rows(rows, progress, "continuations")
         for (total, _), name in zip(results, names, strict=True):
             _check_finite(total, name)
         return results
 
-    def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
+    def loglikelihood_rolling(
+        self, texts: Sequence[str], progress: Progress = no_progress
+    ) -> list[float]:
         """``log p(text)``: each token once, with the context that fits into its window.
 
         Raises:
           ValueError: names the request whose score is not finite.
         """
-        results = []
-        for number, text in enumerate(texts):
-            windows = rolling_windows(self._encode_text(text), self._first_token, self.max_length)
-            results.append(sum(total for total, _ in self.score_rows(list(windows))))
-            _check_finite(results[-1], f"request {number}, text {_abbreviate(text)}")
+        windows = [
+            list(rolling_windows(self._encode_text(text), self._first_token, self.max_length))
+            for text in texts
+        ]
+        rows = [row for rows in windows for row in rows]
+        scores = iter(self.score_rows(rows, progress, "documents"))
+        results = [sum(total for total, _ in islice(scores, len(rows))) for rows in windows]
+        for number, (text, total) in enumerate(zip(texts, results, strict=True)):
+            _check_finite(total, f"request {number}, text {_abbreviate(text)}")
         return results
 
     def generate(self, context: str, until: Sequence[str], count: int) -> str:
+        """``generate_each`` of one context."""
+        return self.generate_each([context], until, count)[0]
+
+    def generate_each(
+        self,
+        contexts: Sequence[str],
+        until: Sequence[str],
+        count: int,
+        progress: Progress = no_progress,
+    ) -> list[str]:
         """At most ``count`` greedy tokens as text, up to an end of document or text of ``until``.
 
         Raises:
           ValueError: ``max_length`` leaves no room for a prompt, or logits are not finite.
         """
-        tokens = self.prompt_tokens(context)
         longest = None if self.max_length is None else self.max_length - count
         if longest is not None and longest < 1:
             raise ValueError(
                 f"{count} tokens to write leave no room for a prompt in max_length = "
                 f"{self.max_length}"
             )
-        if longest is not None and len(tokens) > longest:
+        prompts = [self.prompt_tokens(context) for context in contexts]
+        if cut := [len(prompt) for prompt in prompts if longest and len(prompt) > longest]:
             log.warning(
-                "a prompt of %d tokens loses its beginning: with %d to write, max_length is %d",
-                len(tokens),
+                "%d of %d prompts, of up to %d tokens, lose their beginning: with %d to write, "
+                "max_length is %d",
+                len(cut),
+                len(prompts),
+                max(cut),
                 count,
                 self.max_length,
             )
-            tokens = tokens[-longest:]
-        (written,) = self.write_after([tokens], count, [f"the prompt {_abbreviate(context)}"])
-        text = self.tokenizer.decode(written)
-        for stop in filter(None, until):
-            text = text.split(stop)[0]
-        return text
+            prompts = [prompt[-longest:] for prompt in prompts]
+        names = [f"the prompt {_abbreviate(context)}" for context in contexts]
+        texts = []
+        for tokens in self.write_after(prompts, count, names, progress=progress, desc="texts"):
+            text = self.tokenizer.decode(tokens)
+            for stop in filter(None, until):
+                text = text.split(stop)[0]
+            texts.append(text)
+        return texts
 
     def write_after(
         self,

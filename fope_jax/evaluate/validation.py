@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 from fope_jax.config import Experiment
 from fope_jax.data.manifest import CacheError
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.protocols import Protocol
 from fope_jax.evaluate.restore import evaluation_graphdef
 from fope_jax.evaluate.run_data import RunData
-from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
+from fope_jax.evaluate.scoring import Scorer, scorer_factory
 from fope_jax.processes.signals import is_distributed
 
 log = logging.getLogger(__name__)

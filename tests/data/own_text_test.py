@@ -17,11 +17,11 @@ from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate import protocol_plan
 from fope_jax.evaluate.harness import load_text_model
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
-from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import run as extend_run
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.parent import open_parent

@@ -318,7 +318,7 @@ def test_generation_ends_at_a_stop_or_the_end_of_a_document(caplog):
     own = TextModel(successor, write, BYTES, max_length=6)
     assert own.generate("abcdef", [], 4) == "xy"
     assert prompts == ["ef"]
-    assert "a prompt of 6 tokens loses its beginning" in caplog.text
+    assert "1 of 1 prompts, of up to 6 tokens, lose their beginning: with 4 to" in caplog.text
     with pytest.raises(ValueError, match="6 tokens to write leave no room"):
         own.generate("a", [], 6)
 
@@ -344,6 +344,29 @@ def test_the_harness_gets_its_methods():
     ]
     for asked, written in settings:
         assert lm.generate_until([Request("a", asked)]) == [written]
+
+
+def test_requests_of_the_same_settings_are_one_batch_and_answers_keep_their_order():
+    calls = []
+
+    def write(tokens, segments, count):
+        calls.append((len(tokens), count))
+        return count_up(tokens, segments, count)
+
+    def score(tokens, segments, targets):
+        calls.append(len(tokens))
+        return successor(tokens, segments, targets)
+
+    lm = as_harness_model(object, TextModel(score, write, BYTES, max_length=None))
+    two, three = {"max_gen_toks": 2}, {"max_gen_toks": 3, "until": "e"}
+    asked = [("a", two), ("b", three), ("c", two), ("aa", two), ("c", three)]
+    assert lm.generate_until([Request(*x) for x in asked]) == ["bc", "cd", "de", "bc", "d"]
+    assert calls == [(4, 2), (2, 3)]  # three prompts, filled to a power of two, then two
+    calls.clear()
+    texts = ["abc", "xx", "abd"]
+    alone = [model().loglikelihood_rolling([text])[0] for text in texts]
+    assert lm.loglikelihood_rolling([Request(text) for text in texts]) == alone
+    assert calls == [4]
 
 
 @pytest.mark.parametrize(

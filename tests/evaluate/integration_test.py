@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.restore import load_run
 from fope_jax.evaluate.run import evaluate
-from fope_jax.evaluate.scoring import no_progress
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import read_runs
 from fope_jax.report.tables import text_tables

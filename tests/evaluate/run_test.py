@@ -19,10 +19,10 @@ from fope_jax.evaluate import protocols as protocols_module
 from fope_jax.evaluate import run as run_module
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.restore import NonFiniteError, load_run
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import RunData
-from fope_jax.evaluate.scoring import no_progress
 from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore

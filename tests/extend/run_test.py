@@ -12,9 +12,9 @@ from fope_jax.data import task_mixture
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.restore import load_run
 from fope_jax.evaluate.run import evaluate
-from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main

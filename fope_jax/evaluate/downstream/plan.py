@@ -24,10 +24,10 @@ from fope_jax.evaluate.downstream.longbench import LONGBENCH, read_longbench
 from fope_jax.evaluate.downstream.scores import check_room, score_items
 from fope_jax.evaluate.harness import TextModelPlan, plan_text_model
 from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.progress import Progress
 from fope_jax.evaluate.protocol_plan import plan_protocols
 from fope_jax.evaluate.protocols import RETRIEVAL, Protocol
 from fope_jax.evaluate.run_data import RunData
-from fope_jax.evaluate.scoring import Progress
 from fope_jax.evaluate.text_model import RowPrograms
 from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.processes.collectives import is_main_process

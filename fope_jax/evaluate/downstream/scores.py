@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from fope_jax.evaluate.downstream.items import Item, ItemTask
 from fope_jax.evaluate.downstream.longbench import words_range
 from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.scoring import Progress, no_progress
+from fope_jax.evaluate.progress import Progress, no_progress
 from fope_jax.evaluate.text_model import TextModel
 
 

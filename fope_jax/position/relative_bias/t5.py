@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import math
 from dataclasses import dataclass
@@ -42,13 +43,17 @@ def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> 
 def _wide_bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
     """The least distance of each bucket that holds several, ``[num_buckets - exact - 1]`` int32."""
     exact = num_buckets // 2
-    distances = np.arange(exact, max_distance + 1)
-    # Platforms differ in the last bit of a logarithm, which decides at whole numbers: compute in
-    # float64 on the host and round to float32.
-    slots = np.log(distances / exact) / math.log(max_distance / exact) * (num_buckets - exact)
-    buckets = exact + slots.astype(np.float32).astype(np.int64)
-    edges = np.searchsorted(buckets, np.arange(exact + 1, num_buckets))
-    return distances[edges].astype(np.int32)
+    wide = num_buckets - exact
+
+    def wide_bucket(distance: int) -> np.float32:
+        # Platforms differ in the last bit of a logarithm, which decides at whole numbers: compute
+        # in float64 on the host and round to float32.
+        slot = np.log(distance / exact) / math.log(max_distance / exact) * wide
+        return np.float32(slot)
+
+    distances = range(exact, max_distance + 1)
+    edges = [bisect.bisect_left(distances, i, key=wide_bucket) for i in range(1, wide)]
+    return np.array([distances[edge] for edge in edges], np.int32)
 
 
 def t5_buckets(

@@ -13,8 +13,8 @@ from fope_jax.evaluate import run as run_module
 from fope_jax.evaluate.downstream.harness_tasks import PAPER_TASKS
 from fope_jax.evaluate.downstream.plan import RULER_TASKS, TaskRequest, read_tasks
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.progress import no_progress
 from fope_jax.evaluate.run import evaluate
-from fope_jax.evaluate.scoring import no_progress
 from fope_jax.evaluate.text_model import RowPrograms
 from fope_jax.extend.variants import make_variants
 from fope_jax.main import main

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from fope_jax.position.base import (
     Variables,
     bias_of_heads,
 )
-from fope_jax.position.checks import check_finite
+from fope_jax.position.checks import as_tuple, check_finite
 from fope_jax.position.relative_bias.base import relative_distance
 from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
@@ -92,9 +91,8 @@ class ALiBi(PositionEmbedding):
 
     def __post_init__(self) -> None:
         if self.slopes is not None:  # a list would make the method unhashable
-            if not isinstance(self.slopes, Iterable) or isinstance(self.slopes, str):
-                raise ValueError(f"slopes={self.slopes!r}: expected one for each query head")
-            object.__setattr__(self, "slopes", tuple(self.slopes))
+            slopes = as_tuple("slopes", self.slopes, "numbers, one for each query head")
+            object.__setattr__(self, "slopes", slopes)
             for index, slope in enumerate(self.slopes):
                 check_finite(f"slopes[{index}]", slope, "a slope")
 

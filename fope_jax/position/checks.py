@@ -18,7 +18,7 @@ _SMALLEST, _LARGEST = (float(bound) for bound in (np.finfo(np.float32).tiny, np.
 
 def check_number(name: str, value: Any, meaning: str) -> None:
     """Raises ValueError unless ``value`` is a number; "4", True and None are none."""
-    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype")
+    is_number = isinstance(value, numbers.Real) or hasattr(value, "dtype") and not np.ndim(value)
     if isinstance(value, (bool, np.bool_, np.character)) or not is_number:
         raise ValueError(f"{name}={value!r}: {meaning}, a number")
 
@@ -51,6 +51,14 @@ def check_hashable(method: Any) -> None:
                 f"{type(value).__name__}; accepted: a number, a text, a method or scaling, None, "
                 "or a tuple of these"
             ) from None
+
+
+def as_tuple(name: str, value: Any, meaning: str) -> tuple[Any, ...]:
+    """The entries of a list; ValueError for one value, a text or a mapping."""
+    is_one = not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+    if is_one or isinstance(value, (str, bytes, Mapping)):
+        raise ValueError(f"{name}={value!r}: expected a tuple of {meaning}")
+    return tuple(value)
 
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
@@ -105,7 +113,7 @@ def check_finite(name: str, value: float, meaning: str) -> None:
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 
 

@@ -22,6 +22,7 @@ from fope_jax.position.base import (
     select,
     with_scope,
 )
+from fope_jax.position.checks import as_tuple, check_number
 from fope_jax.typing import Array
 
 
@@ -81,7 +82,8 @@ class _Mixture(PositionEmbedding, abc.ABC):
     methods: tuple[PositionEmbedding, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", tuple(self.methods))
+        methods = as_tuple("methods", self.methods, "methods such as RoPE()")
+        object.__setattr__(self, "methods", methods)
         if not self.methods:
             raise ValueError("methods=(): at least one is needed")
         for method in self.methods:
@@ -193,7 +195,9 @@ class ByShare(_Mixture):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "shares", tuple(self.shares))
+        object.__setattr__(self, "shares", as_tuple("shares", self.shares, "numbers above 0"))
+        for index, share in enumerate(self.shares):
+            check_number(f"shares[{index}]", share, "a share of head_dim")
         for method in self.methods:
             hooks = ("bias", "contextual_bias", "running_bias")
             if any(has_hook(method, hook) for hook in hooks) or method.layers() != (Layer(method),):

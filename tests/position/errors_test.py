@@ -200,7 +200,27 @@ ERRORS = {
     "nothing left": (lambda: FoPE(64, clip=False, series=False), "use RoPE"),
     "head too small": (lambda: FoPE(64).check(shape(head_dim=2)), "head_dim=2.*4 or more"),
     "no heads": (lambda: alibi_slopes(0), "num_heads=0"),
-    "one slope": (lambda: ALiBi(slopes=0.5), "slopes=0.5: expected one for each query head"),
+    "one slope": (
+        lambda: ALiBi(slopes=0.5),
+        "slopes=0.5: expected a tuple of numbers, one for each query head",
+    ),
+    "an array as a number": (lambda: RoPE(theta=np.ones(2)), r"theta=array.*a number"),
+    "an array as a choice": (lambda: FoPE(64, heads=np.ones(2)), r"heads=array.*expected one of"),
+    "one method": (lambda: ByLayer(RoPE()), r"methods=RoPE\(.*expected a tuple of methods"),
+    "one slope as an array": (
+        lambda: ALiBi(slopes=np.array(0.5)),
+        r"slopes=array\(0.5\): expected",
+    ),
+    "one share": (lambda: ByShare((RoPE(),), 1.0), "shares=1.0: expected a tuple of numbers"),
+    "a text as a share": (
+        lambda: ByShare((RoPE(),), ("1",)),
+        r"shares\[0\]='1': a share of head_dim, a number",
+    ),
+    "one factor": (
+        lambda: LongRoPE(2.0, (1.0,), 64, 2.0),
+        "short_factor=2.0: expected a tuple of factors",
+    ),
+    "no scalings": (lambda: RoPE(scaling=None), "scaling=None: expected a tuple of scalings"),
     "slopes": (lambda: ALiBi(slopes=(1.0,)).check(shape()), "slopes has 1 entries.*4 heads"),
     "count": (lambda: fourier_coefficients(jax.random.key(0), 2, 0, 2, 0.3), "num_frequencies=0"),
     "identity shape": (
@@ -282,6 +302,7 @@ ERRORS = {
     "LongRoPE factor": (lambda: LongRoPE((1.0,), (1.0,), 8, 0.5), "factor=0.5"),
     "proportional share": (lambda: Proportional(0.0), "share=0.0.*above 0"),
     "proportional factor": (lambda: Proportional(0.5, 0.5), "factor=0.5"),
+    "p-RoPE share of text": (lambda: PRoPE("0.5"), "share='0.5': .*a number"),
     "p-RoPE share": (lambda: PRoPE(1.5), "share=1.5.*above 0, to 1"),
     "p-RoPE keeps none": (
         lambda: RoPE(scaling=(PRoPE(0.1),)).check(shape()),

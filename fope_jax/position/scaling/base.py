@@ -8,7 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_switches, check_tokens
+from fope_jax.position.checks import (
+    as_tuple,
+    check_above_zero,
+    check_at_least,
+    check_switches,
+    check_tokens,
+)
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.typing import Array
 
@@ -119,7 +125,7 @@ def check_chain(scaling: Any) -> tuple[Scaling, ...]:
     """The chain as a tuple; ValueError for a non-scaling, a repeated one, or two that stretch."""
     if isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling}: expected a tuple of scalings, write ({scaling},)")
-    chain: tuple[Any, ...] = (scaling,) if isinstance(scaling, str) else tuple(scaling)
+    chain = (scaling,) if isinstance(scaling, str) else as_tuple("scaling", scaling, "scalings")
     for step in chain:
         if not isinstance(step, Scaling):
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_tokens
+from fope_jax.position.checks import as_tuple, check_above_zero, check_tokens
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 
@@ -48,7 +48,9 @@ class LongRoPE(Scaling):
 
     def __post_init__(self) -> None:
         for name in ("short_factor", "long_factor"):
-            factors = tuple(getattr(self, name))  # a list would make the scaling unhashable
+            factors = as_tuple(
+                name, getattr(self, name), "factors, one a frequency"
+            )  # a list would make the scaling unhashable
             object.__setattr__(self, name, factors)
             for index, factor in enumerate(factors):
                 check_above_zero(f"{name}[{index}]", factor, "a factor on a period")

@@ -132,7 +132,8 @@ class PRoPE(Scaling):
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        check_above_zero("share", self.share, "the share of frequencies kept")
+        if self.share > 1:
             raise ValueError(f"share={self.share}: the share of frequencies kept is above 0, to 1")
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:

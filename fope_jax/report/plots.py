@@ -33,39 +33,61 @@ AROUND = 1.3  # inches of a figure above and below its axes
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **settings: Any
+    width: float,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    grid: str = "both",
+    **settings: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure, its size in inches, and its styled panels; ``settings`` go to `Figure.subplots`."""
     matplotlib = require("matplotlib.figure", "train")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **settings).flat)
     for axes in panels:
-        style_axes(axes)
+        axes.spines[["top", "right"]].set_visible(False)
+        draw_grid(axes, grid)
     return figure, panels
 
 
-def style_axes(axes: Axes) -> None:
-    axes.grid(True, color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+def draw_grid(axes: Axes, grid: str) -> None:
+    """A grid behind the curves, along "both" axes, "x" or "y", or none for ""."""
+    if grid:
+        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
 
 
-def mark_length(
-    axes: Axes, length: int, text: str = "", xytext: tuple[float, float] = (-3, 3), ha: str = "left"
+def mark(
+    axes: Axes,
+    x: float,
+    text: str,
+    xytext: tuple[float, float] = (-3, 3),
+    *,
+    y: float = 1,
+    ha: str = "left",
+    va: str = "bottom",
 ) -> None:
-    """A dashed line at the training length, labelled ``xytext`` points from its upper end."""
-    axes.axvline(length, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
+    """A dashed line at ``x``, labelled ``xytext`` points from the relative height ``y``."""
+    axes.axvline(x, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
     axes.annotate(
-        text or f"training length {length:,}",
-        (length, 1),
+        text,
+        (x, y),
         xycoords=axes.get_xaxis_transform(),
         xytext=xytext,
         textcoords="offset points",
         ha=ha,
-        va="bottom",
+        va=va,
         fontsize=8.5,
         color=DARK_GREY,
     )
+
+
+def mark_length(
+    axes: Axes, length: int, xytext: tuple[float, float] = (-3, 3), y: float = 1
+) -> None:
+    """`mark` of the training length."""
+    mark(axes, length, f"training length {length:,}", xytext, y=y)
 
 
 def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]:
@@ -285,7 +307,7 @@ def _x_axis(axes: Axes, chart: Chart) -> None:
         mark_length(axes, chart.lengths[0])
         return
     for length in chart.lengths:  # full labels of neighbours would overlap
-        mark_length(axes, length, f"{length:,}", xytext=(0, 3), ha="center")
+        mark(axes, length, f"{length:,}", (0, 3), ha="center")
     axes.set_xlabel(f"{chart.x_label}; dashed: training lengths")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fope_jax.extras import require
+from fope_jax.report.plots import DASHES, draw_grid, mark, mark_length, new_figure
 from fope_jax.report.styles import COLOURS, Style, line_styles
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
-DASHES = (0, (2, 2))  # line style of the training length and the floor
 DECADES = 4  # range of a heatmap below its largest energy
 SIGNALS = {
     "logits_power": "logits, over distance",
@@ -28,13 +27,9 @@ FREQUENCY = "frequency (radians per token)"
 
 
 def _panels(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
-    """A figure and its axes ``[rows, columns]``."""
-    figures = require("matplotlib.figure", "train")
-    figure = figures.Figure(figsize=(width, height), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, **settings)
-    for axes in panels.flat:
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
+    """A figure and its axes ``[rows, columns]``, without a grid yet."""
+    figure, panels = new_figure(width, height, rows, columns, grid="", **settings)
+    return figure, np.reshape(panels, (rows, columns))
 
 
 def style_axes(
@@ -43,7 +38,7 @@ def style_axes(
     ylabel: str = "",
     title: str = "",
     *,
-    grid: Any = "both",
+    grid: str = "both",
     legend: dict[str, Any] | None = None,
     **title_settings: Any,
 ) -> None:
@@ -52,23 +47,9 @@ def style_axes(
     axes.set_ylabel(ylabel)
     if title:
         axes.set_title(title, fontsize=10, **title_settings)
-    if grid:
-        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
+    draw_grid(axes, grid)
     if legend is not None:
         axes.legend(**{"frameon": False, "fontsize": 8.5} | legend)
-
-
-def _mark(axes: Axes, x: float, text: str, y: float, offset: tuple[int, int], **settings: Any):
-    """A vertical line with a text at the relative height ``y``."""
-    axes.axvline(x, color="#555555", linewidth=1.2, linestyle=DASHES, zorder=0)
-    style = {"va": "bottom", "fontsize": 8.5, "color": "#444444"} | settings
-    place = axes.get_xaxis_transform()
-    axes.annotate(text, (x, y), xycoords=place, xytext=offset, textcoords="offset points", **style)
-
-
-def _mark_length(axes: Axes, length: int) -> None:
-    _mark(axes, length, f"training length {length:,}", 0, (3, 3))
 
 
 def _line(look: Style) -> dict[str, Any]:
@@ -103,14 +84,14 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
         style_axes(axes, FREQUENCY, "amplitude of the cosine", title, grid="")
         for k, tone in enumerate(damage["tones"]):
             side, align = (1, "left") if tone == max(damage["tones"]) else (-1, "right")
-            _mark(axes, tone, f"w{k + 1}", 1, (4 * side, -2), va="top", ha=align)
+            mark(axes, tone, f"w{k + 1}", (4 * side, -2), va="top", ha=align)
     axes = panels[1, 1]
     looks = line_styles(f"period {row['period']:g} tokens" for row in truncation["tones"])
     for row, (label, look) in zip(truncation["tones"], looks.items(), strict=True):
         label += f", {row['whole']} whole in {truncation['length']}"
         axes.plot(truncation["at"], row["numeric"], label=label, **_line(look))
         _crosses(axes, truncation["at"][::12], row["analytic"][::12], 4)
-    _mark(axes, truncation["floor"], "floor 2 pi / N", 1, (3, -2))
+    mark(axes, truncation["floor"], "floor 2 pi / N", (3, -2))
     axes.set_ylim(-0.03, 1.3)
     title = f"Seen for {truncation['length']} tokens (Eq. 9-10); crosses: analytic"
     style_axes(axes, FREQUENCY, "|X| / N", title, legend={"loc": "upper right"}, pad=14)
@@ -131,7 +112,7 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
             within, beyond = case["errors"][label]
             text = f"{label}: error {within:.2f}, beyond {beyond:.2f}"
             axes.plot(case["lines"][label], label=text, zorder=2, **_line(look))
-        _mark_length(axes, extension["length"])
+        mark_length(axes, extension["length"], (3, 3), y=0)
         low, high = min(case["truth"]), max(case["truth"])
         axes.set_ylim(low - 0.5 * (high - low), high + 0.65 * (high - low))
         style_axes(axes, "", "value", title, grid="", legend=legend, loc="left")
@@ -221,7 +202,7 @@ def profile_figure(measured: Measured) -> Figure:
     for (label, look), curve in zip(looks.items(), curves, strict=True):
         far = int(0.95 * context)  # the last distances are means over few pairs
         axes.plot(curve["profile"][:far], label=label, **_line(look))
-    _mark_length(axes, measured["training_length"])
+    mark_length(axes, measured["training_length"], (3, 3), y=0)
     legend = {"ncols": 4, "handlelength": 3}
     x, y = "distance from query to key (tokens)", "mean logit, heads' mean"
     style_axes(axes, x, y, _title(measured), legend=legend, loc="left")

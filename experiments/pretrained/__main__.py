@@ -26,8 +26,9 @@ from experiments.pretrained.figures import write_figures
 from experiments.pretrained.heads import measure_heads
 from experiments.pretrained.measure import Text, measure_keys, measure_loss
 from experiments.pretrained.tables import Results, all_tables
-from experiments.pretrained.trainings import WARMUP, train_child, training_row
+from experiments.pretrained.trainings import WARMUP, load_model, train_child, training_row
 from experiments.pretrained.units import (
+    LENGTH,
     PLACES,
     UPDATES,
     Unit,
@@ -38,10 +39,9 @@ from experiments.pretrained.units import (
 )
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.metrics import read_rows, replace_rows
-from fope_jax.evaluate.restore import load_run, read_experiment
+from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run_data import find_run_data
 from fope_jax.evaluate.scoring import model_scorer
-from fope_jax.evaluate.variants import variant_experiment, variant_model
 from fope_jax.extend.variants import make_variants
 from fope_jax.position import to_spec
 from fope_jax.train.workdir import git_commit
@@ -65,18 +65,11 @@ class Subject:
 
     def load(self, unit: Unit) -> None:
         """Makes ``model`` what the unit measures, and trains it where that is to come first."""
-        text = "" if unit.updates else variant_text(unit.method, unit.context)
-        wanted = (unit.method, unit.updates, unit.seed) if unit.updates else (text,)
+        wanted = unit.method, unit.context > 2 * LENGTH, unit.updates, unit.seed
         if wanted == self.held:
             return
-        loaded = load_run(train_child(self.run, unit) if unit.updates else self.run)
-        self.model, self.position = loaded.model, loaded.experiment.position
+        self.model, self.position = load_model(self.run, unit)
         self.data = find_run_data(self.run, read_experiment(self.run).data)
-        if text not in ("", "same"):
-            variant = make_variants(self.run, None, [text])[0]
-            experiment = variant_experiment(loaded.experiment, variant)
-            self.model = variant_model(loaded.model, experiment, variant, None)
-            self.position = variant.position
         self.held = wanted
 
     def measure(self, unit: Unit) -> dict[str, Any]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.pretrained.units import TRAINED_AT, TRAININGS, Unit
+from experiments.pretrained.units import TRAINED_AT, TRAININGS, Unit, variant_text
 from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.variants import variant_experiment, variant_model
+from fope_jax.extend.variants import make_variants
+from fope_jax.model.transformer import Transformer
+from fope_jax.position import PositionEmbedding
 from fope_jax.storage.files import read_json
 
 LEARNING_RATE = 3e-4
@@ -41,6 +46,17 @@ def train_child(run: Path, unit: Unit) -> Path:
     )
     extend(run, method, TRAINED_AT, directory, overrides=(*overrides, *knobs), allow_shorter=True)
     return directory
+
+
+def load_model(run: Path, unit: Unit) -> tuple[Transformer, PositionEmbedding]:
+    """The model that a unit measures and its position embedding, trained first where it is not."""
+    loaded = load_run(train_child(run, unit) if unit.updates else run)
+    text = variant_text(unit.method, unit.context)
+    if unit.updates or text == "same":
+        return loaded.model, loaded.experiment.position
+    (variant,) = make_variants(run, None, [text])
+    experiment = variant_experiment(loaded.experiment, variant)
+    return variant_model(loaded.model, experiment, variant, None), variant.position
 
 
 def training_row(directory: Path) -> dict[str, Any]:

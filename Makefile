@@ -24,14 +24,14 @@ help:
 	@echo "make demo-full  $(METHODS) on books, larger, by all protocols; $(RUNS)-full/report"
 	@echo "make pretrained-demo  SmolLM2 of 135 M parameters: what it writes, whether it finds a key, and"
 	@echo "                what it loses beyond its 8,192 tokens; writes $(PRETRAINED)/report"
-	@echo "make test       lint and the fast tests, with coverage"
+	@echo "make test       ruff and the fast tests, with coverage"
 	@echo "make faults     breaks runs in every way they must survive; prints a table (30 minutes)"
 	@echo "make slow-test  the tests that take minutes"
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
 	@echo "make parity-test  weights against transformers and PyTorch, in an environment of its own"
 	@echo "make lm-eval-test  runs under lm-evaluation-harness, in an environment of its own"
-	@echo "make lint       ruff and pyright"
+	@echo "make lint       ruff, shellcheck and pyright"
 	@echo "make docs       the site, in site/"
 
 install: $(INSTALLED)
@@ -76,7 +76,7 @@ demo-full: $(INSTALLED)
 	$(BIN)/fope data build --config $(CONFIG)
 	@set -e; for method in $(METHODS); do \
 	  $(BIN)/fope train --config $(CONFIG):position=$$method --workdir $(RUNS)-full/$$method; \
-	  $(BIN)/fope evaluate --run $(RUNS)-full/$$method --protocols all; \
+	  $(BIN)/fope evaluate $(RUNS)-full/$$method --protocols all; \
 	done
 	$(BIN)/fope report $(METHODS:%=$(RUNS)-full/%) -o $(RUNS)-full/report
 

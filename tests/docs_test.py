@@ -29,6 +29,7 @@ PAGES = [
 ]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 DRAWN = re.compile(r"docs/(concepts|methods)/pictures/[\w+-]+\.svg")  # when the site is built
+OWN_CONFIG = re.findall(r"```python\n(.*?)```", TEXTS["docs/howto/your_config.md"], re.DOTALL)[0]
 OF_THE_READER = ("my_methods:", "tracking:")  # Python modules
 GENERATED = {"docs/reference/cli.md", "docs/reference/configuration.md"}
 
@@ -57,15 +58,19 @@ def commands(text):
 
 @pytest.mark.parametrize("page", [page for page, text in TEXTS.items() if "```bash" in text])
 def test_commands_parse_and_name_files_that_exist(page, tmp_path, capsys):
+    own = tmp_path / "my_config.py"
+    own.write_text(OWN_CONFIG)
     for words in commands(TEXTS[page]):
+        words = [word.replace("my_config.py", str(own)) for word in words]
         try:
             arguments = parse_arguments(build_parser(), words)
         except SystemExit:
             pytest.fail(f"{page}: fope {shlex.join(words)}\n{capsys.readouterr().err}")
         name = (getattr(arguments, "config", None) or "").partition(":")[0]
         ours = SHIPPED / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
-        assert not name or name.startswith("runs/") or ours.is_file(), f"{page}: --config {name}"
-        if ours.is_file() and not any(module in " ".join(words) for module in OF_THE_READER):
+        assert not name or name.startswith(("runs/", str(own))) or ours.is_file(), f"{page}: {name}"
+        is_known = ours.is_file() or name == str(own)
+        if is_known and not any(module in " ".join(words) for module in OF_THE_READER):
             load_config(arguments.config, arguments.overrides)
 
 
@@ -101,12 +106,25 @@ def test_a_page_shows_what_was_measured(pages):
 
 
 @pytest.mark.parametrize("name", METHODS | SCALINGS)
-def test_the_command_of_a_page_configures_the_method(name, pages):
-    (block,) = re.findall(r"```bash\n(.*?)```", pages[methods.page_of(name)], flags=re.DOTALL)
-    (words,) = commands(f"```bash\n{block}```")
-    arguments = parse_arguments(build_parser(), words)
-    config = load_config(arguments.config, arguments.overrides)
-    assert name in methods.names_in(config.to_dict()["position"])
+def test_the_commands_of_a_page_name_the_method(name, pages):
+    found = list(commands(pages[methods.page_of(name)]))
+    assert found
+    for words in found:
+        arguments = parse_arguments(build_parser(), words)
+        if words[0] == "train":
+            config = load_config(arguments.config, arguments.overrides)
+            assert name in methods.names_in(config.to_dict()["position"])
+        elif words[0] == "evaluate":
+            assert arguments.variants[0].startswith(f"{name}:")
+        else:
+            assert arguments.method == name
+
+
+def test_the_reference_of_position_has_the_module_of_each_method_and_scaling():
+    """A page of a method links to its class there."""
+    page = TEXTS["docs/reference/position.md"]
+    for cls in (METHODS | SCALINGS).values():
+        assert f"::: {cls.__module__}\n" in page, cls
 
 
 def test_the_reference_has_every_verb_and_section():
@@ -156,5 +174,7 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_p
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > len(METHODS | SCALINGS) + 30
     for page in pages:
-        loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)"', page.read_text())
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)"', text)
         assert not loaded, page
+        assert "][fope_jax." not in text, f"{page}: a link to a class that has no entry"

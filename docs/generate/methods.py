@@ -47,7 +47,7 @@ def page_of(name: str) -> str:
 def method_page(entry: Entry, cls: type) -> str:
     text = read_docstring(cls)
     parts = [f"# {entry.name}", f"{plain_code(text.about)}", facts(entry, cls)]
-    parts += ["## Formula", f"```text\n{text.formula}\n```", plain_code(text.remarks)]
+    parts += ["## Formula", f"```text\n{plain_code(text.formula)}\n```", plain_code(text.remarks)]
     parts += ["## Picture", *map(picture, labels_of(entry.name)), PICTURE_NOTE]
     if dataclasses.fields(cls):
         parts += ["## Knobs", knob_table(cls)]
@@ -124,7 +124,9 @@ PICTURE_NOTE = (
 
 
 def usage(entry: Entry, cls: Any) -> str:
-    """The command that trains the demo's model with it."""
+    """The command that reads a trained RoPE model with it, or trains the demo's model."""
+    if entry.name in FOR_TRAINED:
+        return f"On a trained model:\n\n```bash\n{FOR_TRAINED[entry.name]}\n```"
     name, workdir = entry.name, f"--workdir runs/{entry.name}"
     keys = class_keys(POSITION, cls)
     needs = [key.name.removeprefix(f"{POSITION}.") for key in keys if key.default is None]
@@ -137,9 +139,19 @@ def usage(entry: Entry, cls: Any) -> str:
             f" \\\n    --config.position.{knob}={EXAMPLE_VALUES[knob]}" for knob in needs
         )
         command = f"quickstart:position={name} {workdir}{knobs}"
-    return f"```bash\nfope train --config {command}\n```"
+    train = f"```bash\nfope train --config {command}\n```"
+    if not getattr(cls, "stretches", False) or set(needs) - {"factor", "original_length"}:
+        return train
+    read = f"```bash\nfope evaluate runs/rope --as {name}:factor=4\n```"
+    return f"On a trained model, to four times its length:\n\n{read}\n\nIn training:\n\n{train}"
 
 
+# What is made for a model that is trained already, with a block for it alone.
+FOR_TRAINED = {
+    "drope": "fope extend runs/rope --method drope --length 128 --workdir runs/drope",
+    "self_extend": "fope evaluate runs/rope --as self_extend:window=64,group=8",
+    "rerope": "fope evaluate runs/rope --as rerope:window=64",
+}
 EXAMPLE_VALUES = {
     "table_length": "128",
     "training_length": "128",

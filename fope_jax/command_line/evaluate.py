@@ -102,7 +102,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
       fope evaluate runs/fope --config.evaluate.texts=web,news
       fope evaluate runs/fope --config.evaluate.texts=mails=letters/*.txt
 
-    protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
+    protocols (without --protocols those of evaluate.protocols: same-tokens, long-window, passkey
+    and retrieval unless the configuration says otherwise, about half the time of all):
       same-tokens      the same tokens at every length, with ever more text before them
       sliding-window   every token of a stretch, by a window that moves by evaluate.stride
       chunks           joined documents cut every so many tokens, as the paper's code does
@@ -128,7 +129,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any
     value of the run's evaluate section can be changed for one call, as above; config.json stays as
-    it is.
+    it is. A protocol that is asked again with other lengths, trials or windows replaces its earlier
+    rows of that checkpoint; those of other protocols, texts and variants stay.
     """
     if arguments.report:
         require("matplotlib", "train")

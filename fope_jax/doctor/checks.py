@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -135,6 +136,8 @@ def _check_config(run: Path) -> tuple[Check, Any]:
     except ValueError as error:
         problem = str(error) if str(path) in str(error) else f"{path}: {error}"
         finding = Finding(problem, "bring the file back, or put the value right")
+        if option := re.search(r"--allow-module \S+", problem):  # a method of the user's own
+            finding = Finding(problem, f"if you trust it: fope doctor {run} {option[0]}")
         if is_of_weights(values):
             advice = f"make a run of it: fope import {run} --workdir RUN"
             finding = Finding(f"{path} is of a checkpoint of Hugging Face, no run", advice)

@@ -106,8 +106,8 @@ def check_trials(
         raise ContextTooShortError(
             f"passkey_lengths gives a context of {min(grid.contexts)} tokens, too short for "
             f"{task.name!r}, which takes at least {minimum} with this tokenizer; give longer ones "
-            "in evaluate.passkey_lengths, or leave it out of evaluate.passkey_templates or "
-            "evaluate.retrieval_tasks"
+            "in evaluate.passkey_lengths, or leave the task out where it is named in "
+            "evaluate.passkey_templates or evaluate.retrieval_tasks"
         )
     room = answer_room(max(trial.longest for trial in trials))
     beyond, context = room - min(trial.answer for trial in trials), max(grid.contexts)

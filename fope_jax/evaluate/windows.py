@@ -112,7 +112,8 @@ def check_documents(documents: np.ndarray) -> None:
     if not len(documents):
         raise TooShortError(
             "there are no documents, as in a run of tasks alone (data.corpus = none); "
-            "`fope evaluate` takes a text as --config.evaluate.texts=NAME=GLOB"
+            "`fope evaluate` takes a text as --config.evaluate.texts=NAME=GLOB, `fope spectrum` as "
+            "--text NAME=GLOB"
         )
 
 

@@ -60,11 +60,12 @@ class FoPE(PositionEmbedding):
     """Fourier position embedding: a Fourier series per dimension, no undertrained frequency.
 
         h_m(p) = e^{i w_m p} + sum_w a_w e^{i w p}   where w_m >= 2 pi / L
-        h_m(p) = 1                                   where w_m <  2 pi / L
+        h_m(p) = 1 + i zero_sine                     where w_m <  2 pi / L
 
-    The defaults are the preset ``official``, which reproduces the released code; ``equations``
-    reproduces Eq. 11-13. The two learn different functions. With random coefficients neither is a
-    rotation, so q.k depends on absolute positions as well.
+    With ``separate_sine`` the real and the imaginary part have an a_w each. The defaults are the
+    preset ``official``, which reproduces the released code; ``equations`` reproduces Eq. 11-13. The
+    two learn different functions. With random coefficients neither is a rotation, so q.k depends on
+    absolute positions as well.
 
     Knobs (paper: the text of ICML 2025; code: the released one):
       training_length: L, tokens; sets the floor, which does not move when evaluating longer.

@@ -26,7 +26,7 @@ from fope_jax.typing import Array
 class RoPE(PositionEmbedding):
     """Rotary position embedding: q and k turn by an angle proportional to their position.
 
-        q.k at positions m, n depends on m - n only:  (R_m q).(R_n k) = q.(R_{n-m} k)
+        q.k at positions p, s depends on p - s only:  (R_p q).(R_s k) = q.(R_{s-p} k)
 
     Knobs:
       theta: base of the frequencies ``theta ** (-2 m / H)``; the paper and its code use 10,000.

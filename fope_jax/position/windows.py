@@ -24,7 +24,7 @@ class SlidingWindow(_NearTokens):
 
         query at i sees keys at j with i - w < j <= i, in its own document
 
-    Layers above reach further: L layers see L (w - 1) tokens back. In a pattern with full layers it
+    Layers above reach further: n layers see n (w - 1) tokens back. In a pattern with full layers it
     is written in ``ByLayer``; a window in all layers is ``model.windows`` too.
 
     Knobs:

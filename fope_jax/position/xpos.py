@@ -50,7 +50,7 @@ def xpos_decay(head_dim: int, gamma: float = 0.4) -> np.ndarray:
 class XPos(PositionEmbedding):
     """RoPE with an amplitude that decays exponentially with distance.
 
-        (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
+        (zeta ** (p / B) R_p q).(zeta ** (-s / B) R_s k) = q.(zeta ** ((p - s) / B) R_{s-p} k)
 
     Keys grow as queries shrink, so float32 limits the positions (``limits``: 26,156 tokens at the
     defaults, more with a larger ``scale_base``; float16, not bfloat16, holds an eighth). Later keys

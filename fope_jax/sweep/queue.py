@@ -143,7 +143,7 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
         modules.append(tracker.partition(":")[0])
     allow = [f"--allow-module={module}" for module in modules]
     seconds = {}
-    for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
+    for command in (run.command(workdir), ["evaluate", str(directory)]):
         line, began = [*PROGRAM, *command, *allow], time.perf_counter()
         with log.open("ab") as stream:
             code = children.run(line, stdout=stream, stderr=stream, env=environment)

@@ -134,7 +134,7 @@ def _command(run: Run, workdir: Path) -> list[str]:
     overrides = [f"--config.{override}" for override in run.overrides]
     if isinstance(run, Train):
         return ["train", "--config", run.config, *directory, *overrides]
-    origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
+    origin = ["extend", str(workdir / run.parent), "--method", run.method]
     return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
 
 

@@ -273,6 +273,14 @@ def test_a_broken_configuration(run, content, message):
     assert str(path) in problems[0].problem
 
 
+def test_a_method_of_ones_own_is_no_damage(run):
+    path = run / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | {"position": {"method": "my_methods:LogDistance"}}))
+    (problem,), _ = found(run)
+    assert problem.advice == f"if you trust it: fope doctor {run} --allow-module my_methods"
+
+
 def test_the_token_cache(run):
     directory = next(path for path in (run.parent / "cache").iterdir() if path.is_dir())
     (directory / "train-00001.tokens").write_bytes(b"x")

@@ -53,7 +53,6 @@ def test_every_run_has_its_experiment_and_its_command():
     ]
     assert second.command(Path("w")) == [
         "extend",
-        "--from",
         "w/a",
         "--method",
         "yarn",

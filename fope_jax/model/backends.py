@@ -160,8 +160,10 @@ def visited_blocks(
 ) -> int:
     """How many blocks of scores are computed for a row of one document, ``num_blocks`` long.
 
-    >>> visited_blocks(4, 512), visited_blocks(64, 512, window=512)
-    (10, 127)
+    >>> visited_blocks(4, 512), visited_blocks(4, 512, chunk=1024)
+    (10, 6)
+    >>> visited_blocks(64, 512, window=512)
+    127
     """
     total = 0
     for index in range(num_blocks):

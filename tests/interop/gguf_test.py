@@ -154,6 +154,12 @@ def test_each_architecture_has_its_norms_and_its_order_of_rows(tmp_path, archite
     assert imported.position == PLAIN  # two layers: none of SmolLM 3 is a fourth one
 
 
+def test_the_size_of_a_head_is_that_of_its_rotation_where_no_key_says_it(tmp_path):
+    without = {"attention.key_length": None, "attention.value_length": None}
+    file = open_gguf(write(tmp_path / "x.gguf", random_tensors(), values=without))
+    assert import_gguf_config(file).config.head_dim == HEAD_DIM
+
+
 def test_smollm3_has_no_position_in_each_fourth_layer(tmp_path):
     tensors = {name: x for name, x in random_tensors().items() if "blk" not in name}
     file = open_gguf(write(tmp_path / "x.gguf", tensors, "smollm3", values={"block_count": 8}))

@@ -174,6 +174,19 @@ def test_other_spellings_and_strict_floor():
     assert method.num_outputs(128) == 45
 
 
+def test_a_count_of_frequencies_is_that_of_the_shortest_length_that_keeps_them():
+    """Where a period is nearly a whole number of tokens rounding decides by one of them."""
+    for theta in (10_000.0, 49_490_630.58580127):
+        keys = {"rope_type": "fope", "fope_sep_head": True, "fope_init_factor": 0.3}
+        keys |= {"num_inv_freq": 2}
+        method = fope_from_rope_parameters(keys, head_dim=8, rope_theta=theta)
+        kept = [
+            np.count_nonzero(dataclasses.replace(method, training_length=length).frequencies(8))
+            for length in (method.training_length, method.training_length - 1)
+        ]
+        assert kept == [2, 1]
+
+
 def test_query_heads_are_key_value_heads_without_groups():
     shape = SHAPE._replace(num_kv_heads=6)
     query = dataclasses.replace(SERVED, heads="query")

@@ -206,8 +206,11 @@ def test_yarn_with_equal_ends_is_a_step(beta, truncate):
 def test_longrope_switches_at_the_trained_length():
     scaling = LongRoPE((1.0,) * 32, FACTORS, 512, 4.0)
     rope = RotaryFrequencies(ROPE, 1e4)
+    traced = jax.jit(lambda length: scaling(rope, length).inv_freq)
     for length, factors in ((None, 1.0), (512, 1.0), (513, np.array(FACTORS))):
         np.testing.assert_allclose(scaling(rope, length).inv_freq, ROPE / factors, rtol=1e-12)
+        if length:
+            np.testing.assert_allclose(traced(jnp.int32(length)), ROPE / factors, rtol=1e-6)
         assert scaling(rope, length).attention_factor == pytest.approx(math.sqrt(1 + 2 / 9))
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -243,6 +244,20 @@ def test_a_failed_save_is_an_error_and_leaves_the_step_before(store, monkeypatch
         store.save(20, make_items(), {})
     assert [p.name for p in store.directory.iterdir()] == ["10"]
     assert CheckpointStore(store.directory).latest_valid_step() == 10
+
+
+def test_a_file_that_was_cut_off_after_its_checksum_is_no_part_of_a_step(store, monkeypatch):
+    finalize = store._handler.finalize
+
+    def finalize_and_cut(path):
+        finalize(path)
+        file = next(Path(path, "ocdbt.process_0/d").iterdir())
+        file.write_bytes(file.read_bytes()[:-1])
+
+    monkeypatch.setattr(store._handler, "finalize", finalize_and_cut)
+    with pytest.raises(CheckpointError, match="is not as a process of the run has written it"):
+        store.save(10, make_items(), {})
+    assert CheckpointStore(store.directory).latest_valid_step() is None
 
 
 # ---------------------------------------------------------------------------- in the background

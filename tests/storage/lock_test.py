@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,18 @@ def test_the_second_is_refused_with_the_first_by_name_until_that_is_killed(
         assert read_lock_owner(run).pid == os.getpid()
     assert re.search(rf"taking over .*its process is gone \({who}\)", caplog.text)
     assert not (run / LOCK).exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs /proc")
+def test_a_process_that_has_ended_and_was_not_waited_for_is_gone(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    status = Path(f"/proc/{process.pid}/stat")
+    state = None
+    while state != "Z":
+        state, *fields = status.read_text().rpartition(")")[2].split()
+    leave(tmp_path, pid=process.pid, began=int(fields[18]))
+    assert not lock.is_owner_alive(read_lock_owner(tmp_path))
+    process.wait()
 
 
 def test_a_process_id_that_came_again_is_not_the_owner(tmp_path):

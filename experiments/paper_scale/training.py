@@ -21,10 +21,9 @@ from experiments.paper_scale.units import TASKS
 from fope_jax.config import Experiment, experiment_to_dict
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import row_ids
-from fope_jax.evaluate.protocols import NO_BOS
 from fope_jax.evaluate.scoring import Scorer, scorer_factory
 from fope_jax.model.transformer import Transformer, split
-from fope_jax.report.rows import Run
+from fope_jax.report.rows import NO_BOS, Run
 from fope_jax.train.state import StatePlan, plan_state, shard_batch, trace_step
 from fope_jax.train.step import TrainState
 from fope_jax.train.workdir import provenance

@@ -21,12 +21,12 @@ from fope_jax.storage.run_paths import (
     CONFIG,
     IMPORTED,
     LINEAGE,
+    QUARANTINE,
     RUN,
     is_of_weights,
     split_step,
 )
 
-QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
 _SHOWN = 5
 

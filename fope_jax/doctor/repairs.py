@@ -6,12 +6,12 @@ import itertools
 import shutil
 from pathlib import Path
 
-from fope_jax.doctor.checks import QUARANTINE, checkpoint_steps, read_lines
+from fope_jax.doctor.checks import checkpoint_steps, read_lines
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import write_text
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import is_in_bucket
-from fope_jax.storage.run_paths import CHECKPOINTS, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, QUARANTINE, split_step
 
 
 def repair(run: str | Path) -> list[str]:

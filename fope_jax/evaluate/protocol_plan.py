@@ -21,14 +21,7 @@ from fope_jax.data.retrieval.text_task import CorpusHaystack, TextTask
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.progress import Progress
-from fope_jax.evaluate.protocols import (
-    NO_BOS,
-    PASSKEY,
-    RETRIEVAL,
-    TEXT_PROTOCOLS,
-    Protocol,
-    protocol_names,
-)
+from fope_jax.evaluate.protocols import TEXT_PROTOCOLS, Protocol, protocol_names
 from fope_jax.evaluate.retrieval import (
     ContextTooLongError,
     ContextTooShortError,
@@ -40,6 +33,8 @@ from fope_jax.evaluate.retrieval import (
 from fope_jax.evaluate.run_data import RunData, load_run_tokenizer
 from fope_jax.evaluate.scoring import Scorer, at_random_positions
 from fope_jax.evaluate.windows import TooShortError, Windows, allowed_contexts, context_lengths
+from fope_jax.report.rows import NO_BOS
+from fope_jax.storage.protocol_names import PASSKEY, RETRIEVAL
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,8 @@ from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.evaluate.windows import Windows, check_documents, place_blocks, place_windows
 from fope_jax.position import to_spec
-from fope_jax.storage.protocol_names import PASSKEY, RETRIEVAL
-
-NO_BOS = "no BOS token is added"
+from fope_jax.report.rows import NO_BOS
+from fope_jax.storage.protocol_names import PROTOCOLS
 
 
 @dataclass(frozen=True)
@@ -167,7 +166,6 @@ TEXT_PROTOCOLS = {
     "long-window": TextProtocol("position", score_positions, _check_long_window),
     "from-start": TextProtocol("position", score_from_start, _check_documents, DOCUMENTS),
 }
-PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 
 
 def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from fope_jax.model.sharding import tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import has_gguf_magic
-from fope_jax.storage.files import read_json
+from fope_jax.storage.files import read_json, read_json_or_empty
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN, describe_weights, is_of_weights
 
@@ -108,7 +108,7 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
 
 def _how_to_make(workdir: Path) -> str:
     """The command that makes or finishes a run, by the files of one that was cut off."""
-    info = read_json(workdir / RUN) if (workdir / RUN).is_file() else {}
+    info = read_json_or_empty(workdir / RUN)
     if IMPORTED in info:
         source = info[IMPORTED].get("directory", "SOURCE")
         return f"import it again with `fope import {source} --workdir {workdir}`"
@@ -152,8 +152,7 @@ def load_run(
         arrays = store.restore(step, arrays)
     model = merge(graphdef, arrays["params"], arrays["constants"])
     check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
-    info = workdir / "run.json"
-    return LoadedRun(experiment, model, step, read_json(info) if info.is_file() else {})
+    return LoadedRun(experiment, model, step, read_json_or_empty(workdir / RUN))
 
 
 def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:

@@ -23,7 +23,7 @@ from fope_jax.data.tokenizers import (
     describe_tokenizer,
     load_tokenizer,
 )
-from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.files import read_json, read_json_or_empty, write_json
 from fope_jax.storage.paths import absolute_path, as_path
 from fope_jax.storage.run_paths import CONFIG, LINEAGE, RUN
 
@@ -161,8 +161,7 @@ def has_tokenizer_of_run(workdir: str | Path, tokenizer: str) -> bool | None:
 
 
 def _read(workdir: str | Path, name: str) -> dict[str, Any]:
-    path = as_path(workdir) / name
-    return read_json(path) if path.is_file() else {}
+    return read_json_or_empty(as_path(workdir) / name)
 
 
 def _has_cache(config: DataConfig, fingerprint: str | None) -> bool:

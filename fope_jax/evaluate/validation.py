@@ -24,11 +24,11 @@ from fope_jax.evaluate.restore import evaluation_graphdef
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer, scorer_factory
 from fope_jax.processes.signals import is_distributed
+from fope_jax.report.results import SUMS
 
 log = logging.getLogger(__name__)
 
 VALIDATION = "validation"
-SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]

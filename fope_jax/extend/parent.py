@@ -25,7 +25,7 @@ from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import read_json
+from fope_jax.storage.files import read_json_or_empty
 from fope_jax.storage.paths import resolve_path
 from fope_jax.storage.run_paths import split_step
 from fope_jax.storage.step_save import StoredItem
@@ -111,7 +111,7 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
     def item(name: str) -> StoredItem:
         return store.item(step, name)
 
-    facts = read_json(run / RUN) if (run / RUN).is_file() else {}
+    facts = read_json_or_empty(run / RUN)
     kept, trained = facts.get(KEPT, {}), experiment
     made_for = facts.get(UNTRAINED, {}).get("length")
     if IMPORTED in facts:  # their train.length is the unit of evaluation lengths

@@ -40,7 +40,7 @@ from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.directories import check_space
-from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.files import read_json_or_empty, write_json
 from fope_jax.storage.paths import as_path
 from fope_jax.train.state import plan_state
 from fope_jax.train.workdir import (
@@ -195,7 +195,7 @@ def _write_facts(
 ) -> None:
     """run.json and the tokenizer: the parent's, and what this run is."""
     source = as_path(parent.source)
-    info = read_json(source / RUN) if (source / RUN).is_file() else {}
+    info = read_json_or_empty(source / RUN)
     facts = {"name": child.name, "seed": child.seed, "parameters": parameters, "position": position}
     facts |= {UNTRAINED: {"length": length}}
     if IMPORTED in info:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.interop.single_layer import hides_keys
 from fope_jax.model.attention import contextual_bias_by_position, scale_queries
 from fope_jax.model.masks import TokenIndex, attention_mask
 from fope_jax.model.running_sums import bias_of_sums, running_sums
@@ -220,7 +219,7 @@ def attend(
     if k.shape[2] != v.shape[2]:  # the method has a matrix per query head
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
     q_rows, k_rows = jnp.asarray(q_positions), jnp.asarray(k_positions)
-    if hides_keys(layer):
+    if layer.hides_keys:
         q_index, k_index = (TokenIndex(rows, jnp.ones_like(rows)) for rows in (q_rows, k_rows))
         near = attention_mask(q_index, k_index, layer.window, layer.chunk)[:, None]
         mask = near if mask is None else mask.astype(bool) & near

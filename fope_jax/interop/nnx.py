@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fope_jax.interop import attention, single_layer
-from fope_jax.model.transformer import PositionConstant
+from fope_jax.model.transformer import nnx_variables, variable_values
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 
@@ -30,13 +29,7 @@ class _PositionModule(nnx.Module):
         params, constants = single_layer.draw_layer(method, rngs.params(), shape)
         self.method = method
         self.shape = shape
-        self.variables = nnx.Dict(
-            {name: nnx.Param(x) for name, x in params.items()}
-            | {name: PositionConstant(x) for name, x in constants.items()}
-        )
-
-    def _values(self) -> Variables:
-        return {name: variable[...] for name, variable in self.variables.items()}
+        self.variables = nnx_variables(params, constants)
 
     def _check_heads(self, q: Array, k: Array) -> None:
         given = (q.shape[-2], k.shape[-2], q.shape[-1])
@@ -137,7 +130,7 @@ class PositionAttention(_PositionModule):
             self.last_key[...], is_full = step
         out = attention.attend(
             self.method,
-            self._values(),
+            variable_values(self.variables),
             self.attention_fn,
             query,
             key,
@@ -189,7 +182,9 @@ class Rotary(_PositionModule):
         that were not declared or positions that do not fit.
         """
         self._check_heads(q, k)
-        return attention.rotate(self.method, self._values(), q, k, positions, key_positions)
+        return attention.rotate(
+            self.method, variable_values(self.variables), q, k, positions, key_positions
+        )
 
 
 class PositionEmbed(_PositionModule):
@@ -213,4 +208,4 @@ class PositionEmbed(_PositionModule):
 
     def __call__(self, x: Array, positions: Array | None = None) -> Array:
         """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
-        return attention.embed(self.method, self._values(), x, positions)
+        return attention.embed(self.method, variable_values(self.variables), x, positions)

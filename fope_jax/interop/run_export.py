@@ -27,7 +27,7 @@ from fope_jax.storage.directories import (
     remove_empty_directories,
     remove_tree,
 )
-from fope_jax.storage.files import read_json, write_text
+from fope_jax.storage.files import read_json, read_json_or_empty, write_text
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CONFIG, LINEAGE, split_step
 from fope_jax.train.workdir import KEPT, UNTRAINED
@@ -117,7 +117,7 @@ def _write_checkpoint(
         parameters=sum(x.size for x in jax.tree.leaves(params)),
         model_type=family_of(model.config, model.position),
         info=info,
-        lineage=_read_lineage(run),
+        lineage=read_json_or_empty(run / LINEAGE),
         tokenizer=write_tokenizer(directory, tokenizer, source, bos, length),
         license=license,
     )
@@ -147,7 +147,3 @@ def _bos_policy(run: Path, experiment: Experiment, info: Mapping[str, Any]) -> B
         return None
     evaluate = experiment.evaluate
     return BosPolicy(evaluate.bos_token if evaluate.add_bos_token else None)
-
-
-def _read_lineage(run: Path) -> dict[str, Any]:
-    return read_json(run / LINEAGE) if (run / LINEAGE).is_file() else {}

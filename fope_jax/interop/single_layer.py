@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fope_jax.model.backends import query_width
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Layer, Variables, has_hook
+from fope_jax.position.base import Variables, has_hook
 from fope_jax.typing import Array
 
 _BIASES = ("bias", "contextual_bias", "running_bias")  # hooks
@@ -60,7 +60,7 @@ def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
     does = None
     if any(has_hook(layer.method, hook) for hook in _BIASES):
         does = "has a bias"
-    elif hides_keys(layer):
+    elif layer.hides_keys:
         does = "hides keys"
     elif layer.far_from is not None:
         does = "rotates near and far keys differently"
@@ -85,7 +85,7 @@ def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:
     method.check(shape)
     for layer in method.layers():
         does = None
-        if hides_keys(layer):
+        if layer.hides_keys:
             does = "hides keys"
         elif layer.logit_scale is not None:
             does = "scales logits"
@@ -96,11 +96,6 @@ def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:
                 f"{method}: it also {does}, which adding to token embeddings would leave out; use "
                 "PositionEmbed for what is added, and PositionAttention for the rest, around NoPE()"
             )
-
-
-def hides_keys(layer: Layer) -> bool:
-    """Whether a query does not see every key at its position or before it."""
-    return layer.window is not None or layer.chunk is not None
 
 
 def _has_embed(method: PositionEmbedding) -> bool:

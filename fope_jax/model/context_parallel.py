@@ -156,7 +156,7 @@ def shares_work_by_exchange(position: Layer, length: int, shards: int, backend: 
 
     The kernel takes pieces of whole tiles.
     """
-    sees_all = position.window is None and position.chunk is None
+    sees_all = not position.hides_keys
     return shards > 1 and sees_all and length % (2 * (LANES if backend == "pallas" else 1)) == 0
 
 

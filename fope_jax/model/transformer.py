@@ -125,8 +125,8 @@ class Transformer(nnx.Module):
             self.unembedding = normal(d_model, config.vocab_size)
         # Drawn last, so that a seed gives the same weights under every method.
         variables = position.init(rngs.params(), config.shape)
-        self.position_model = _wrap(variables.model_params, variables.model_constants)
-        self.position_layers = _wrap(variables.layer_params, variables.layer_constants)
+        self.position_model = nnx_variables(variables.model_params, variables.model_constants)
+        self.position_layers = nnx_variables(variables.layer_params, variables.layer_constants)
         clash = sorted(self.position_model.keys() & self.position_layers.keys())
         if clash:
             raise ValueError(f"position variables {clash}: both of the model and of the layers")
@@ -202,7 +202,7 @@ class Transformer(nnx.Module):
     def embed(self, tokens: Array, positions: Array) -> Array:
         """The input of the first layer, ``[B, T, D]`` in the compute dtype."""
         x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
-        x = embed_tokens(self.position, _values(self.position_model), x, positions)
+        x = embed_tokens(self.position, variable_values(self.position_model), x, positions)
         return constrain(x.astype(self.config.dtype), ("batch", "length", None))
 
     def tables(self, positions: Array) -> list[Any]:
@@ -213,7 +213,9 @@ class Transformer(nnx.Module):
     def layer_tables(self, index: int, positions: Array) -> Any:
         """The method's tables for layer ``index`` of a period."""
         layer, head_dim = self.pattern[index], self.config.shape.head_dim
-        return layer.method.tables(layer.select(_values(self.position_model)), positions, head_dim)
+        return layer.method.tables(
+            layer.select(variable_values(self.position_model)), positions, head_dim
+        )
 
     @property
     def pattern(self) -> tuple[Layer, ...]:
@@ -236,7 +238,7 @@ class Transformer(nnx.Module):
 
         trained, constants = _by_training(self.position_layers)
         return (
-            split(_values(self.layers), period),
+            split(variable_values(self.layers), period),
             split(trained, repeats),
             split(constants, repeats),
         )
@@ -438,7 +440,8 @@ def check_batch(tokens: Any, vocab_size: int) -> None:
         )
 
 
-def _wrap(params: Variables, constants: Variables) -> nnx.Dict:
+def nnx_variables(params: Variables, constants: Variables) -> nnx.Dict:
+    """Parameters and constants of a position embedding as NNX variables; ValueError for a clash."""
     clash = sorted(params.keys() & constants.keys())
     if clash:
         raise ValueError(f"position variables {clash}: both parameter and constant")
@@ -448,7 +451,8 @@ def _wrap(params: Variables, constants: Variables) -> nnx.Dict:
     )
 
 
-def _values(variables: nnx.Dict) -> dict[str, Array]:
+def variable_values(variables: nnx.Dict) -> dict[str, Array]:
+    """The arrays of `nnx_variables`."""
     return {name: variable[...] for name, variable in variables.items()}
 
 

@@ -188,6 +188,11 @@ class Layer(NamedTuple):
     chunk: int | None = None
     far_from: int | None = None
 
+    @property
+    def hides_keys(self) -> bool:
+        """Whether a query does not see every key at its position or before it."""
+        return self.window is not None or self.chunk is not None
+
     def select(self, variables: Variables) -> Variables:
         """This layer's variables, without the prefix."""
         return select(variables, self.scope)

@@ -75,6 +75,13 @@ def check_above_zero(name: str, value: float, meaning: str) -> None:
         raise ValueError(f"{name}={value}: {meaning} must be above 0, and finite")
 
 
+def check_share(name: str, value: float, meaning: str) -> None:
+    """Raises ValueError unless ``value`` is above 0 and at most 1."""
+    check_number(name, value, meaning)
+    if not 0 < value <= 1:
+        raise ValueError(f"{name}={value}: {meaning} is above 0, to 1")
+
+
 def check_whole(name: str, value: int, least: int, meaning: str) -> None:
     """Raises ValueError unless ``value`` is a whole number, ``least`` or more."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.checks import check_choice, check_number
+from fope_jax.position.checks import check_choice, check_share
 from fope_jax.position.rotation import angles, check_theta, inverse_frequencies
 from fope_jax.typing import Array
 
@@ -82,12 +82,8 @@ class PoPE(PositionEmbedding):
     def __post_init__(self) -> None:
         check_theta(self.theta)
         check_choice("phase", self.phase, PHASES)
-        share = "the share of dimensions that are polar"
-        check_number("partial_rotary_factor", self.partial_rotary_factor, share)
-        if not 0 < self.partial_rotary_factor <= 1:
-            raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor}: {share} is above 0, to 1"
-            )
+        factor, share = self.partial_rotary_factor, "the share of dimensions that are polar"
+        check_share("partial_rotary_factor", factor, share)
 
     def rotary_dim(self, head_dim: int) -> int:
         """The number of polar dimensions; ValueError if it is no whole number, or none."""

@@ -16,7 +16,7 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
-from fope_jax.position.checks import check_number, check_switches
+from fope_jax.position.checks import check_share, check_switches
 from fope_jax.position.rotation import angles, check_head_dim, check_theta, position_values, rotate
 from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
@@ -54,12 +54,8 @@ class RoPE(PositionEmbedding):
         object.__setattr__(self, "scaling", check_chain(self.scaling))
         check_theta(self.theta)
         check_switches(self)
-        share = "the share of dimensions that rotate"
-        check_number("partial_rotary_factor", self.partial_rotary_factor, share)
-        if not 0 < self.partial_rotary_factor <= 1:
-            raise ValueError(
-                f"partial_rotary_factor={self.partial_rotary_factor}: {share} is above 0, to 1"
-            )
+        factor, share = self.partial_rotary_factor, "the share of dimensions that rotate"
+        check_share("partial_rotary_factor", factor, share)
         following = [type(step).__name__ for step in self.scaling if step.follows_length]
         if self.learnable and following:
             raise ValueError(

@@ -9,10 +9,10 @@ from typing import NamedTuple
 from fope_jax.report.bootstrap import COVERAGE, LEAST_DOCUMENTS, RESAMPLES, SEED
 from fope_jax.report.comparison import Comparison, run_labels
 from fope_jax.report.rows import NO_BOS, Run
+from fope_jax.report.summary import KINDS
 
 FEW_DOCUMENTS = 20  # with fewer, the note calls intervals rough
 NAMES_SHOWN = 8
-_POSITIONED = ("perplexity", "position", "passkey", "retrieval")  # kinds of ``random_positions``
 UNITS = {  # what a protocol reads; for others windows
     "sliding-window": "stretch",
     "chunks": "block",
@@ -196,7 +196,7 @@ def random_positions_notes(runs: Sequence[Run]) -> list[str]:
             f"{labels[run.path]} was trained at random positions: for each document in order, from "
             f"{longest:,} ({drawn})"
         )
-        rows = [row for kind in _POSITIONED for row in run.of(kind)]
+        rows = [row for kind in KINDS for row in run.of(kind)]
         is_random = {"positions" in row for row in rows}
         if is_random:
             text += "; it is evaluated at " + (

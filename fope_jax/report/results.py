@@ -18,7 +18,7 @@ _IDENTITY = ("name", "seed", "parameters", "position", "data", "started", "commi
 FACTS = (*_IDENTITY, "as", "machine", "cpus", "devices")  # kept of run.json
 DOCUMENTS_KEPT = 20  # with more, rows are summed over documents
 DIGEST = "documents_digest"  # of summed rows: which documents they are of
-_SUMS = ("windows", "nats", "tokens", "bytes", "correct")
+SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 
 def write_results(run: Run, path: Path) -> None:
@@ -44,7 +44,7 @@ def add_up_documents(rows: Sequence[Row]) -> list[Row]:
     same: dict[str, list[int]] = {}  # indices of rows equal but for sums and document
     measured: dict[str, list[Row]] = {}  # rows of one protocol and split
     for index, row in enumerate(rows):
-        rest = {key: value for key, value in row.items() if key not in (*_SUMS, "document")}
+        rest = {key: value for key, value in row.items() if key not in (*SUMS, "document")}
         same.setdefault(json.dumps(rest, sort_keys=True), []).append(index)
         measured.setdefault(_measurement(row), []).append(row)
     digests: dict[str, str] = {}
@@ -57,7 +57,7 @@ def add_up_documents(rows: Sequence[Row]) -> list[Row]:
         what = _measurement(first)
         if what not in digests:
             digests[what] = documents_digest(measured[what])
-        sums = {key: sum(rows[i][key] for i in indices) for key in _SUMS if key in first}
+        sums = {key: sum(rows[i][key] for i in indices) for key in SUMS if key in first}
         new = {"document": None, "documents": len(indices), DIGEST: digests[what]}
         kept[indices[0]] = first | sums | new
     return [kept[index] for index in sorted(kept)]

@@ -101,7 +101,7 @@ def _unrotated(activations: Activations) -> tuple[Array, Array]:
 
 def _capture_layer(activations: Activations) -> WindowCapture:
     a = activations
-    hides = a.position.window is not None or a.position.chunk is not None
+    hides = a.position.hides_keys
     length, heads = a.x.shape[1], a.rotated_q.shape[2]
     size = _block_size(length, heads)
     positions = jnp.arange(length)

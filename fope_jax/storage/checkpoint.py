@@ -32,6 +32,7 @@ from fope_jax.processes.agreement import AGREE_SECONDS, fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, gather_texts, is_main_process
 from fope_jax.storage.directories import list_file_sizes, move_tree, remove_tree, tree_sha256
 from fope_jax.storage.paths import absolute_path
+from fope_jax.storage.run_paths import QUARANTINE
 from fope_jax.storage.step_save import (
     MANIFEST,
     METADATA,
@@ -46,7 +47,6 @@ from fope_jax.storage.step_save import (
 
 log = logging.getLogger(__name__)
 
-QUARANTINE = "quarantine"
 _ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove the files of a failed save
 _REASON = 400  # characters of a library's message; some have pages
 _SHOWN = 3  # differing arrays named in an error

@@ -52,6 +52,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """`read_json`; empty where there is no such file."""
+    return read_json(path) if path.is_file() else {}
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """The objects of a file of JSON lines, with line numbers from 1, without a cut-off last line.
 

@@ -10,6 +10,7 @@ from typing import Any
 from fope_jax.storage.paths import as_path
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+QUARANTINE = "quarantine"  # among the checkpoints, for damaged ones
 RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights

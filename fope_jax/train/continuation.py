@@ -19,7 +19,7 @@ from fope_jax.config import (
 )
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import read_json
+from fope_jax.storage.files import read_json_or_empty
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import IMPORTED
 from fope_jax.train.optim import describe_rate, learning_rate
@@ -72,8 +72,7 @@ def continued_experiment(
 
 def _find_end(workdir: Path, config: TrainConfig, trained: int, steps: int) -> int:
     """The last step of a continuation: that of an unfinished one, else ``steps`` from here."""
-    path = workdir / RUN
-    info = read_json(path) if path.exists() else {}
+    info = read_json_or_empty(workdir / RUN)
     if {IMPORTED, UNTRAINED} & info.keys():
         raise ConfigError(
             f"workdir {workdir} holds weights that no training here has made; `fope extend "

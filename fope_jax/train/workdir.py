@@ -28,14 +28,14 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.tokenizers import Tokenizer
+from fope_jax.data.tokenizers.tokenizer_json import TOKENIZER_CONFIGS
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.evaluate.run_data import has_tokenizer_of_run
 from fope_jax.extras import installed_version
-from fope_jax.storage.checkpoint import QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
-from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.files import read_json, read_json_or_empty, write_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, IMPORTED, LINEAGE, RUN
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, IMPORTED, LINEAGE, QUARANTINE, RUN
 from fope_jax.storage.step_save import MANIFEST
 from fope_jax.train.optim import describe_rate
 from fope_jax.train.save_time import checkpoint_bytes
@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 CONTINUED = "continued"  # key in run.json: the steps that were added to a trained run
 UNTRAINED = "untrained"  # key in run.json: positions that were changed without training
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
-TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _SHOWN = 12  # most differing keys that an error lists
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -81,7 +80,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         raise ConfigError(f"workdir {workdir} {problem}; use another --workdir")
     if not has_checkpoint(workdir):
         return
-    run = read_json(workdir / RUN) if (workdir / RUN).exists() else {}
+    run = read_json_or_empty(workdir / RUN)
     if UNTRAINED in run:
         raise ConfigError(
             f"workdir {workdir} holds a checkpoint whose positions were changed without training, "
@@ -201,7 +200,7 @@ def write_run_info(
     """
     path = workdir / RUN
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    run = read_json(path) if path.exists() else {}
+    run = read_json_or_empty(path)
     if step and run:
         run["resumed"].append({"time": now, "step": step} | provenance())
     else:

@@ -26,7 +26,7 @@ _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>",
 PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
-_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class JsonTokenizer(Tokenizer):
@@ -94,7 +94,8 @@ class JsonTokenizer(Tokenizer):
         if eos is None:
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} has no end-of-document token: no eos_token in"
-                f" {_CONFIGS[0]} beside it, and none of {', '.join(_EOS_NAMES)} is an added token"
+                f" {TOKENIZER_CONFIGS[0]} beside it, and none of {', '.join(_EOS_NAMES)} is an"
+                " added token"
             )
         try:
             special = {token["content"] for token in added if token["special"]}
@@ -196,7 +197,7 @@ def _not_a_tokenizer(path: Path, reason: object) -> TokenizerError:
 def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
     """The EOS token, or None, and all tokens that the configuration files name."""
     eos, names = None, set()
-    for config in _CONFIGS:
+    for config in TOKENIZER_CONFIGS:
         beside = path.with_name(config)
         stated = read_json(beside) if beside.is_file() else {}
         for key, value in stated.items():

@@ -19,7 +19,6 @@ from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.text_model import TextModel
 from fope_jax.extras import installed_version, require
 
-LM_EVAL = "lm-eval"
 PAPER_TASKS = (
     "social_iqa",
     "winogrande",

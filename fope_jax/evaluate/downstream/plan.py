@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from fope_jax.config import Experiment
 from fope_jax.data.retrieval.registry import WITH_HAYSTACK
 from fope_jax.evaluate.downstream.harness_tasks import (
-    LM_EVAL,
     PAPER_TASKS,
     HarnessTask,
     load_harness_tasks,
@@ -26,14 +25,16 @@ from fope_jax.evaluate.harness import TextModelPlan, plan_text_model
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.progress import Progress
 from fope_jax.evaluate.protocol_plan import plan_protocols
-from fope_jax.evaluate.protocols import RETRIEVAL, Protocol
+from fope_jax.evaluate.protocols import Protocol
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.text_model import RowPrograms
 from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.processes.collectives import is_main_process
+from fope_jax.report.tasks import LM_EVAL
 from fope_jax.spelling import likely
 from fope_jax.storage.files import write_text
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.protocol_names import RETRIEVAL
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_tokens, check_whole
+from fope_jax.position.checks import check_above_zero, check_share, check_tokens, check_whole
 from fope_jax.position.rotation import as_array
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 from fope_jax.typing import Array
@@ -132,9 +132,7 @@ class PRoPE(Scaling):
     share: float
 
     def __post_init__(self) -> None:
-        check_above_zero("share", self.share, "the share of frequencies kept")
-        if self.share > 1:
-            raise ValueError(f"share={self.share}: the share of frequencies kept is above 0, to 1")
+        check_share("share", self.share, "the share of frequencies kept")
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
         # A share such as 15 / 44 gives a whole number of pairs but for rounding.

@@ -116,9 +116,11 @@ class Topic:
 
     @property
     def baseline(self) -> Curve | None:
-        named = [curve for curve in self.curves if curve.name == title(BASELINE)]
-        first = (named or self.curves)[0]
-        return first if first in self.learned else None
+        """RoPE, or else the best of `learned`; None where it has learned nothing."""
+        learned, rope = self.learned, title(BASELINE)
+        named = [c for c in self.curves if c.name == rope or c.name.startswith(f"{rope} (trained")]
+        first = next(iter(named or learned), None)
+        return first if first in learned else None
 
 
 # ---------------------------------------------------------------------------- from rows

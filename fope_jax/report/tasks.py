@@ -15,6 +15,7 @@ from fope_jax.report.sums import group, spread
 from fope_jax.report.tables import EMPTY, Table
 
 LM_EVAL = "lm-eval"
+OVER_ITEMS = "± is the standard error over items"
 OF_MODEL = ("position", "tokenizer")  # settings in which compared runs may differ
 LENGTHS: Mapping[str, tuple[str, str]] = {
     "words": ("by words of context and question", "words"),
@@ -171,8 +172,9 @@ def _cell(
     means, error, total = [], math.nan, 0
     for rows in seeds:
         chosen = [row for row in rows if wanted(row) and metric in row["scores"]]
-        total = sum(row["total"] for row in chosen)
-        if total:
+        count = sum(row["total"] for row in chosen)
+        if count:
+            total = count
             scores, squares = (
                 math.fsum(row["scores"][metric][i] for row in chosen) for i in (0, 1)
             )
@@ -204,8 +206,10 @@ def _note(tasks: Sequence[TaskScores]) -> str:
     for task in tasks:
         for label, seeds in task.curves.items():
             curves.setdefault(label, []).extend(seeds)
-    has_seeds = any(len(seeds) > 1 for task in tasks for seeds in task.curves.values())
-    parts = ["± is the deviation over seeds" if has_seeds else "± is the standard error over items"]
+    counts = [len(seeds) for task in tasks for seeds in task.curves.values()]
+    parts = ["± is the deviation over seeds" if max(counts) > 1 else OVER_ITEMS]
+    if max(counts) > min(counts) == 1:
+        parts[0] += f", with one seed {OVER_ITEMS.removeprefix('± is ')}"
     limits: dict[Hashable, set[int]] = {}
     for task in tasks:
         for label in task.curves:

@@ -18,7 +18,8 @@ measured beyond it, in quarters (1.5, 2, 16).
 | a number is not finite beyond L | that it is not, and where; earlier m as above |
 | nothing is measured at L or beyond L, or not finite at L | nothing |
 
-Which differences to the baseline (RoPE, else the best method) hold, each by the seeds that it has:
+Which differences to the baseline (RoPE, else the best that has learned the task) hold, each by the
+seeds that it has:
 
 | seeds shared | a difference holds |
 |---|---|
@@ -28,7 +29,7 @@ Which differences to the baseline (RoPE, else the best method) hold, each by the
 | 1, perplexity | never: another seed may differ by any amount |
 
 Answers are compared between methods that have learned the task, at the first m beyond L; the growth
-of perplexity at the longest m that both have.
+of perplexity at the longest m of the baseline, between methods that have a number there.
 """
 
 from __future__ import annotations

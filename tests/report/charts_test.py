@@ -143,6 +143,15 @@ def test_positions_lie_inside_their_buckets(four_runs):
     assert all(start < at < stop for start, at, stop in zip(edges, x, edges[1:], strict=False))
 
 
+@pytest.mark.parametrize(
+    ("bucket", "centre"),
+    [([32, 45], math.sqrt(32 * 45)), ([4, 8], math.sqrt(32)), ([0, 4], math.sqrt(8))],
+)
+def test_a_bucket_stands_at_the_geometric_mean_of_its_ends(bucket, centre):
+    """Of one from 0 on the upper half is taken, as 0 has no place on a logarithmic axis."""
+    assert charts.bucket_centre({"bucket": bucket}) == pytest.approx(centre, rel=1e-12)
+
+
 def test_seeds_are_drawn_with_their_spread(make_run):
     runs = [make_run("fope", seed, shift=0.4 * seed) for seed in (0, 1)]
     (comparison,) = comparisons(read_runs(runs), "perplexity")

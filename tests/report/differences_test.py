@@ -168,6 +168,18 @@ def test_the_summary_says_how_little_few_seeds_bear(make_seeds, seeds, said):
     assert "* significant" not in table.note
 
 
+def test_an_easier_seed_that_one_variant_has_alone_decides_no_order(make_run):
+    """FoPE's mean is lower by its third seed; in the two that both have ALiBi is better."""
+    runs = [make_run("fope", seed, shift=shift) for seed, shift in enumerate((0.0, 0.2, -1.6))]
+    runs += [make_run("alibi", seed, shift=shift) for seed, shift in enumerate((0.1, 0.3))]
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    (first, alibi), (second, fope) = ranking_table(comparison).rows
+    assert (first, second) == ("alibi", "fope")
+    assert (alibi[0], alibi[-1]) == ("2", "3.320 ± 0.100 (1.0)")
+    assert fope[0] == "3" and fope[-1].startswith("3.003 ±") and fope[-1].endswith("(2.0)")
+    assert difference_table(comparison, [2048]).rows == [("fope", ["+0.250"])]
+
+
 def test_variants_are_compared_where_all_were_scored(synthetic, make_run):
     rows = synthetic.rows_of("fope", 0, length=256)
     later = [row for row in rows if row.get("context", 256) >= 256]

@@ -38,33 +38,45 @@ def test_a_range_without_windows_is_empty(runs):
     assert cells(table)["fope"]["4k-8k"] == cells(table)["fope"]["8k+"] == "-"
 
 
-def test_each_task_counts_alike_in_the_mean(make_run):
-    def of(task, total, correct):
-        ids = {"variant": "rope", "seed": 0, "step": 1, "training_length": 64, "depth": None}
-        shared = {
-            "kind": "retrieval",
-            "protocol": "retrieval",
-            "task": task,
-            **ids,
-            "nats": 1.0,
-            "found": 0,
-            "asked": 0,
-            "first": 0,
-            "rank_sum": 0,
-            "candidates": 10,
-        }
-        return [
-            {**shared, "context": context, "tokens": total, "total": total, "correct": right}
-            for context, right in zip((64, 4096, 8192), correct, strict=True)
-        ]
+def answers(task, total, correct):
+    """Rows of a task with the right answers of ``total`` at each context."""
+    ids = {"variant": "rope", "seed": 0, "step": 1, "training_length": 64, "depth": None}
+    shared = {
+        "kind": "retrieval",
+        "protocol": "retrieval",
+        "task": task,
+        **ids,
+        "nats": 1.0,
+        "found": 0,
+        "asked": 0,
+        "first": 0,
+        "rank_sum": 0,
+        "candidates": 10,
+    }
+    return [
+        {**shared, "context": context, "tokens": total, "total": total, "correct": right}
+        for context, right in correct.items()
+    ]
 
-    rows = [*of("recall", 10, (10, 5, 0)), *of("copy", 1000, (0, 0, 500))]
+
+def test_each_task_counts_alike_in_the_mean(make_run):
+    recall = answers("recall", 10, {64: 10, 4096: 5, 8192: 0})
+    rows = [*recall, *answers("copy", 1000, {64: 0, 4096: 0, 8192: 500})]
     run = read_run(make_run("rope", rows=rows))
     copy, recall, mean = bucket_tables([run], parse_edges("4k,8k"))
     assert mean.title == "Right answers by length, mean over tasks"
     assert cells(recall)["rope"] == {"0-4k": "15/20 (75%)", "4k-8k": "0/10 (0%)", "8k+": "-"}
     assert cells(copy)["rope"] == {"0-4k": "0/2000 (0%)", "4k-8k": "500/1000 (50%)", "8k+": "-"}
     assert cells(mean)["rope"] == {"0-4k": "38%", "4k-8k": "25%", "8k+": "-"}
+
+
+def test_a_range_that_one_task_lacks_has_no_mean_over_tasks(make_run):
+    recall = answers("recall", 10, {64: 9, 8192: 6, 16384: 4})
+    rows = [*recall, *answers("copy", 10, {64: 2, 8192: 3})]
+    run = read_run(make_run("rope", rows=rows))
+    _, recall, mean = bucket_tables([run], parse_edges("4k,8k"))
+    assert cells(recall)["rope"]["8k+"] == "4/10 (40%)"
+    assert cells(mean)["rope"] == {"0-4k": "55%", "4k-8k": "45%", "8k+": "-"}
 
 
 def test_losses_by_position_are_pooled_over_tokens(runs):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -201,9 +202,29 @@ def test_a_variant_without_a_right_answer_is_named_in_place_of_a_panel(synthetic
     assert "no passkeys found at any length: rope" in figure.get_supxlabel()
 
 
-def test_any_number_of_panels_fits(four_runs, tmp_path):
-    (comparison,) = comparisons(read_runs(four_runs[:3]), "passkey")
-    plots.save_figure(plots.depth_figure(comparison), tmp_path, "depth")
+@pytest.mark.parametrize(("count", "rows", "columns"), [(1, 1, 1), (3, 2, 2), (5, 2, 4)])
+def test_any_number_of_panels_fits(synthetic, make_run, count, rows, columns):
+    few = [row for row in synthetic.rows_of("fope", 0) if row.get("context") in (128, 2048)]
+    (one,) = comparisons(read_runs([make_run("fope", rows=few)]), "passkey")
+    labels = [f"a-long-variant-{i}" for i in range(count)]
+    lengths = dict.fromkeys(labels, 128)
+    many = dict.fromkeys(labels, one.curves["fope"])
+    figure = plots.depth_figure(replace(one, curves=many, training_lengths=lengths))
+    figure.get_layout_engine().execute(figure)
+    *places, bar = figure.axes
+    panels = places[:count]
+    assert [axes.get_title() for axes in panels] == labels
+    assert [axes.axison for axes in places] == [True] * count + [False] * (rows * columns - count)
+    assert places[0].get_gridspec().get_geometry() == (rows, columns)
+    # Each column ends with lengths, above empty places as well; nothing covers anything else.
+    named = [axes for axes in panels if axes.xaxis.get_tick_params()["labelbottom"]]
+    assert named == panels[-columns:]
+    boxes = [axes.get_tightbbox() for axes in (*panels, bar)]
+    boxes += [text.get_window_extent() for text in figure.texts]  # the title and the axes' names
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    low, high = figure.bbox.get_points()
+    assert all((low <= box.min).all() and (box.max <= high).all() for box in boxes)
+    assert min(axes.get_window_extent().height for axes in panels) > 1.5 * figure.dpi
 
 
 def test_a_cell_that_was_not_run_stays_empty(synthetic, make_run):

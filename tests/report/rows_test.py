@@ -278,6 +278,17 @@ def test_windows_with_a_bos_token_are_compared_with_their_like_alone(synthetic, 
         check_comparable(mixed)
 
 
+def test_as_many_trials_with_longer_answers_are_other_trials(synthetic, make_run):
+    rows = synthetic.rows_of("alibi", 0)
+    for row in rows:
+        if row["kind"] == "passkey":
+            row["tokens"], row["nats"] = 3 * row["tokens"], 3 * row["nats"]
+    runs = [make_run("rope"), make_run("alibi", rows=rows), make_run("fope")]
+    found = comparisons(read_runs(runs), "passkey")
+    assert sorted(tuple(one.curves) for one in found) == [("alibi",), ("rope", "fope")]
+    assert len({row["total"] for one in found for _, row in one.labelled_rows()}) == 1
+
+
 def to_512(rows):
     return [row for row in rows if row.get("context", 0) <= 512]
 

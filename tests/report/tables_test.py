@@ -20,6 +20,7 @@ from fope_jax.report.tables import (
     retrieval_tables,
     text_tables,
 )
+from fope_jax.report.tasks import task_tables
 
 
 def cells(table):
@@ -148,6 +149,41 @@ def test_resets_are_compared_within_each_seed(make_run, synthetic):
     table = tables.reset_table(found["document-resets"], found["no-resets"])
     ((_, cells),) = table.rows
     assert set(cells) == {"1.000"}
+
+
+def test_scores_of_several_seeds_have_their_deviation_and_of_one_the_error_over_items(make_run):
+    """Of 10 items 5 and 7 are right: sqrt(0.02) over seeds; sqrt(0.25 / 9) over those of one."""
+    ids = {"variant": "rope", "step": 1000, "training_length": 128, "truncated": 0}
+    runs = []
+    for seed, right in enumerate((5.0, 7.0)):
+        row = {"kind": "task", "protocol": "file", "task": "own", **ids, "seed": seed}
+        row |= {"total": 10, "scores": {"f1": [right, right]}, "multiples": [0, 1]}
+        runs += read_runs([make_run("rope", seed, rows=[row])])
+    (both,), (one,) = task_tables(runs), task_tables(runs[:1])
+    assert both.rows == [("rope", ["60.00\n± 14.14, 10 items"])]
+    assert both.note == "± is the deviation over seeds"
+    assert one.rows == [("rope", ["50.00\n± 16.67, 10 items"])]
+    assert one.note == "± is the standard error over items"
+
+
+def test_the_items_of_a_seed_without_a_range_do_not_count_for_it(make_run):
+    """Seed 1 has no item in the first range, and fewer seeds than the other method."""
+    ids = {"step": 1000, "training_length": 128, "truncated": 0, "kind": "task", "task": "own"}
+    ids |= {"protocol": "file"}
+    runs = []
+    for variant, seed, of_ranges in (("a", 0, (6, 4)), ("a", 1, (0, 10)), ("b", 0, (5, 5))):
+        rows = [
+            {**ids, "variant": variant, "seed": seed, "multiples": [k, k + 1], "total": count}
+            | {"scores": {"f1": [count / 2, count / 2]}}
+            for k, count in enumerate(of_ranges)
+            if count
+        ]
+        runs += read_runs([make_run(variant, seed, rows=rows)])
+    (table,) = task_tables(runs)
+    assert table.rows[0][1][0].endswith("6 items")
+    assert table.note == (
+        "± is the deviation over seeds, with one seed the standard error over items"
+    )
 
 
 def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):

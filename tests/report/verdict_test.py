@@ -235,6 +235,36 @@ def test_three_seeds_are_never_called_significant():
     )
 
 
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_perplexity_is_compared_by_its_growth_not_its_size(seeds):
+    """FoPE is lower everywhere and grows more; ALiBi is lower still and grows as RoPE does."""
+    rope = [{1: 100 + d, 4: 110 + d} for d in (0, 3, 1, 4, 2)]
+    fope = [{1: 80 + d, 4: 100 + 2 * d} for d in (0, 3, 1, 4, 2)]
+    alibi = [{1: 50 + d, 4: 1.1 * (50 + d) + shift} for d, shift in enumerate((1, -1, 1, -1, 0))]
+    runs = []
+    for name, numbers in {"rope": rope, "fope": fope, "alibi": alibi}.items():
+        runs += seeds_of(name, numbers[:seeds], "perplexity")
+    said = sentences(*runs)[-1]
+    assert f"({seeds} seeds, paired): FoPE loses more than RoPE; between ALiBi and RoPE no" in said
+    marks = {name: ["*" in cell for cell in cells] for name, cells in rows(*runs).items()}
+    assert marks["perplexity: FoPE"] == [True, True]  # at L the perplexities themselves differ
+    assert marks["perplexity: ALiBi"] == [True, False]
+
+
+def test_answers_are_compared_at_the_first_length_beyond_and_perplexity_at_the_longest():
+    """Each is equal at the other length."""
+    runs = []
+    for seed in range(2):
+        text = {1: 10 + seed, 2: 11 + seed}
+        runs += [
+            run_of("rope", seed, recall={1: 99, 2: 20, 4: 5}, perplexity=text | {4: 20 + seed}),
+            run_of("fope", seed, recall={1: 99, 2: 60, 4: 5}, perplexity=text | {4: 14 + seed}),
+        ]
+    answers, growth = sentences(*runs)[-2:]
+    assert "Recall at twice the training length (2 seeds, paired): FoPE answers more" in answers
+    assert "Perplexity at 4 times the training length (2 seeds, paired): FoPE loses less" in growth
+
+
 def test_trials_that_overlap_hold_no_difference():
     found = verdict([run_of("rope", recall={1: 99, 2: 50}), run_of("fope", recall={1: 99, 2: 55})])
     assert found.sentences[-1] == (
@@ -264,6 +294,39 @@ def test_a_method_that_has_not_learned_is_compared_with_none():
         "RoPE has not learned recall (30% right at its training length).",
     ]
     assert "*" not in str(found.table)
+
+
+def test_without_rope_the_best_that_has_learned_is_the_baseline():
+    runs = [
+        run_of("nope", recall={1: 60, 2: 55}),
+        run_of("fire", recall={1: 99, 2: 20}),
+        run_of("kerple", recall={1: 99, 2: 40}),
+    ]
+    assert list(rows(*runs)) == ["recall: KERPLE", "recall: FIRE", "recall: NoPE"]
+    assert sentences(*runs)[-1].startswith(
+        "Recall at twice the training length (one seed, 200 trials): FIRE answers less than KERPLE;"
+    )
+
+
+def test_a_method_that_one_seed_has_learned_is_no_baseline():
+    alibi = [run_of("alibi", seed, recall={1: at, 2: 90}) for seed, at in enumerate((99, 60))]
+    others = [
+        run_of(name, seed, recall={1: 99, 2: right})
+        for name, right in (("kerple", 50), ("fire", 10))
+        for seed in range(2)
+    ]
+    assert list(rows(*alibi, *others))[0] == "recall: ALiBi"
+    assert "FIRE answers less than KERPLE" in sentences(*alibi, *others)[-1]
+
+
+def test_rope_at_two_training_lengths_is_the_baseline_still():
+    runs = [
+        run_of(name, recall={1: 99, 2: right}, length=length)
+        for name, right in (("rope", 10), ("fope", 60))
+        for length in (64, 128)
+    ]
+    said = [sentence for sentence in sentences(*runs) if "answers more" in sentence]
+    assert len(said) == 1 and said[0].count("answers more than RoPE (trained on") == 1
 
 
 def test_other_trials_are_not_compared():

@@ -23,6 +23,16 @@ def behind(one: str, other: str, context: int) -> BySeed:
     return minus(at(one, context), at(other, context))
 
 
+def ahead_in_each_seed(count: int) -> list[float]:
+    """How many nats each method loses less than RoPE at 16L, where it does in ``count`` seeds."""
+    numbers: list[float] = []
+    for name in ("FoPE", "ALiBi", "NoPE"):
+        differences = behind(name, "RoPE", LONGEST)
+        assert len(differences) == count and max(differences.values()) < 0, name
+        numbers += ends(differences, -1)
+    return numbers
+
+
 def cells(header: list[str], row: list[str]) -> list:
     name = row[0]
     differences = [
@@ -44,10 +54,8 @@ def rates(header: list[str], row: list[str]) -> list:
 CLAIMS = (
     Claim(
         "At 16L FoPE loses {} ± {} nats a token less than RoPE, ALiBi {} ± {} and NoPE {} ± {} "
-        "less",
-        lambda: [
-            x for name in ("FoPE", "ALiBi", "NoPE") for x in ends(behind(name, "RoPE", LONGEST), -1)
-        ],
+        "less, in each of the five seeds",
+        lambda: ahead_in_each_seed(5),
     ),
     Claim(
         "At L they lose {} ± {}, {} ± {} and {} ± {} more",

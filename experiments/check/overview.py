@@ -74,8 +74,8 @@ FRONT = Page(
             lambda: controls.percents(128, "FoPE", "floor alone", "series on all pairs", "RoPE"),
         ),
         Claim(
-            "Over all longer contexts FoPE is {} ± {} points ahead of the floor alone, with its "
-            "unrotated pairs at phase 0, as the floor alone has them, {} ± {} (five seeds); after "
+            "Over all longer contexts FoPE is {} ± {} points ahead of the floor alone; where the "
+            "sine of its unrotated pairs is 0, as in the floor alone, {} ± {} (five seeds); after "
             "four times the updates, each with a learning rate of its own, {} ± {}, where the "
             "floor alone is {} ± {} ahead of RoPE",
             lambda: [

@@ -215,6 +215,17 @@ def test_distances_are_from_the_start_of_the_document():
     assert 16 in {row["bucket"][0] for row in rows}
 
 
+def test_the_first_scored_token_without_bos_is_the_second_and_holds_no_prefix():
+    """The tokenizer's space before a document is in its first token, which is only read."""
+    cache = TextCache((30, 100))
+    cache.tokenizer.prefix = " "
+    rows, _ = from_start(Reader(), cache)
+    for index, scored in ((0, 29), (1, 64)):
+        first = cache.documents["start"][index] + 1
+        expected = TOKEN_BYTES[cache.stream[first : first + scored]].sum()
+        assert sums_of(rows, document=f"document {index}")[2] == expected
+
+
 def test_what_fills_a_short_document_up_changes_nothing():
     cache = TextCache((30, 100))
     rows, _ = from_start(Reader(), cache)

@@ -7,8 +7,11 @@ import pytest
 from flax import nnx
 
 from fope_jax.evaluate import scoring
+from fope_jax.evaluate.packed import packed_positions
 from fope_jax.evaluate.scoring import model_scorer, score_windows
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.masks import TokenIndex
+from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, FoPE, RoPE
 
@@ -55,6 +58,27 @@ def test_scores_are_those_of_the_full_logits(position, logits_in_memory, monkeyp
     )[..., 0]
     np.testing.assert_allclose(nats, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(hits, logits.argmax(-1) == stream[:, -13:])
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["one-segment", "packed"])
+def test_what_fills_rows_and_tokens_up_for_a_mesh_changes_no_score(packed, monkeypatch):
+    """3 rows of 13 tokens for 2 x 4 devices: 4 rows of 16 tokens, and 4 targets become 8."""
+    model, mesh, shapes = small_model(RoPE()), make_mesh(MeshConfig(), jax.devices()[:1]), []
+    whole = Transformer.hidden
+    rows = np.random.default_rng(4).integers(0, VOCAB, (3, 14)).astype(np.int32)
+    window = rows[:, :-1], rows[:, -4:]
+    if packed:
+        index = packed_positions(np.array([0, 6]), 0, 13)
+        window = *window, TokenIndex(*(np.stack([x] * 3) for x in index))
+    expected = model_scorer(model)(*window)
+    monkeypatch.setattr(scoring, "axis_size", lambda _, axis: {"batch": 2, "length": 4}[axis])
+    monkeypatch.setattr(
+        Transformer, "hidden", lambda self, *a: (shapes.append(a[0].shape), whole(self, *a))[1]
+    )
+    nats, hits = model_scorer(model, mesh)(*window)
+    assert shapes == [(4, 16)] and nats.shape == (3, 4)
+    np.testing.assert_allclose(nats, expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(hits, expected[1])
 
 
 def test_each_window_shape_is_traced_once(monkeypatch):

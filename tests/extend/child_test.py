@@ -13,8 +13,8 @@ from fope_jax.config import experiment as experiment_module
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import OPTIMIZERS, child_experiment
 from fope_jax.extend.initial_loss import WARN_ABOVE
-from fope_jax.extend.lineage import data_changes, has_same_data
-from fope_jax.extend.parent import open_parent
+from fope_jax.extend.lineage import data_changes, describe_parent, has_same_data
+from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.interop.run_import import import_run
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
 
@@ -43,8 +43,19 @@ def test_what_follows_from_the_parent_and_the_length(runs):
     assert again.position == RoPE(scaling=(YaRN(4.0, 16),))
     assert (again.train.schedule_start, again.train.data_start) == (10, 90)
     assert (again.train.batch_size, again.train.warmup_steps) == (2, 1)
+    third = child_experiment(again, 3, "yarn", 128, "keep")
+    assert (third.train.schedule_start, third.train.data_start) == (13, 93)
     thirds = child_experiment(parent_of(runs, batch_size=12, accumulate=4), 1, "pi", 64)
     assert (thirds.train.batch_size, thirds.train.accumulate) == (3, 1)
+
+
+def test_the_tokens_that_a_parent_has_seen_are_those_of_the_whole_chain(runs):
+    """80 updates of before its own 10, of 8 x 16 tokens each."""
+    experiment = parent_of(runs, data_start=80)
+    parent = Parent("runs/a", experiment, 10, is_imported=False, kept={}, load=None)
+    described = describe_parent(parent, {"position": "1234"})
+    assert described["tokens_seen"] == (80 + 10) * 8 * 16
+    assert (described["step"], described["length"]) == (10, 16)
 
 
 def test_overrides_go_where_they_belong(runs):

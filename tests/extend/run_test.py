@@ -1,5 +1,6 @@
 """A trained model goes on: no-ops are exact, the rest is stated, refused or warned of."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -13,12 +14,15 @@ from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.progress import no_progress
-from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.restore import load_run, read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.extend import parent as parent_module
+from fope_jax.extend.initial_loss import stream_loss
+from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main
 from fope_jax.position import ClipFloor, DroPE, RoPE
+from fope_jax.train.state import plan_state
 from tests.train.fixtures import extend_with_yarn
 
 
@@ -100,6 +104,16 @@ def test_the_run_says_where_it_comes_from_and_what_was_changed(yarn, rope, runs)
     assert start["ratio"] == pytest.approx(start["child"] / start["parent"])
     assert start["parent"] != start["child"] != start["parent_at_new_length"]
     assert start["warning"] is None and start["warn_above"] == 1.2
+
+
+def test_the_parent_at_the_new_length_is_scored_with_its_own_positions_there(yarn, rope):
+    parent, start = open_parent(rope), read_lineage(yarn)["start"]
+    child = read_experiment(yarn)
+    plan = plan_state(dataclasses.replace(parent.experiment, train=child.train))
+    trained, cache = parent.load(plan, False).items, open_cache(child.data, "validation")
+    loss = stream_loss(plan, trained["params"], trained["constants"], cache, start["tokens"])
+    assert start["parent_at_new_length"] == pytest.approx(loss, rel=1e-6)
+    assert start["parent"] != pytest.approx(loss, rel=1e-5), "at 16 tokens"
 
 
 def test_its_batches_go_on_where_the_parent_stopped(yarn, runs):

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import fope_jax as fj
+from fope_jax.config import experiment_to_dict
 from fope_jax.evaluate.restore import load_run
-from fope_jax.extend.parent import open_parent
+from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.extend.run import extend, read_lineage
+from fope_jax.extend.untrained import untrained_experiment
 from fope_jax.main import main
 from fope_jax.model.transformer import split
 from fope_jax.position import DroPE, FoPE, RoPE, SlidingWindow, YaRN
@@ -70,6 +72,14 @@ def test_its_lineage_says_what_was_changed_and_that_nothing_was_trained(yarn, pa
     info = json.loads((yarn / "run.json").read_text())
     assert info["untrained"] == {"length": 64}
     assert info["data"] == json.loads((parent / "run.json").read_text())["data"]
+
+
+def test_its_batches_begin_where_those_of_the_whole_chain_end(runs, tmp_path):
+    """A parent of 7 updates that began at batch 80: a child of the child is trained from 87."""
+    own = runs.experiment(method="rope", data_start=80)
+    (tmp_path / "config.json").write_text(json.dumps(experiment_to_dict(own)))
+    before = Parent(str(tmp_path), own, 7, is_imported=False, kept={}, load=None)
+    assert untrained_experiment(before, "yarn", 64).train.data_start == 80 + 7
 
 
 def test_nothing_is_lost_when_the_parent_is_deleted(parent, tmp_path):

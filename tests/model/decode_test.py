@@ -279,6 +279,24 @@ def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     assert not ended[:, max(end, last) :].any()
 
 
+def test_each_token_is_drawn_with_noise_of_its_own():
+    """All tokens are embedded alike, so that every next token has the same logits."""
+    model, size, key = new_model(NoPE(), num_layers=1), 6, jax.random.key(3)
+    model.embedding[...] = jnp.broadcast_to(model.embedding[0], model.embedding.shape)
+    settings = {"count": size, "temperature": 2.0, "key": key, "stop": None}
+
+    @jax.jit
+    def write(tokens):
+        read = prefill(model, tokens, jnp.ones_like(tokens), size - 1)
+        logits = model.unembed(read[0][:, -1:])[:, 0]
+        draw = jax.vmap(lambda i: jax.random.categorical(jax.random.fold_in(key, i), logits / 2))
+        return sample_decode(model, *read, size, **settings), draw(jnp.arange(size)).T
+
+    written, drawn = write(batch(2, 7))
+    np.testing.assert_array_equal(written, drawn)
+    assert all(len(set(row)) > 2 for row in written.tolist())
+
+
 def test_samples_follow_positions_with_fractions_too():
     model, tokens = new_model(FoPE(8)), batch(2, 7)
     positions = np.arange(7, dtype=np.float32)[None].repeat(2, 0) / 2

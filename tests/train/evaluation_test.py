@@ -150,8 +150,9 @@ def test_by_default_the_training_length_is_measured_and_no_update_is_changed(
     monkeypatch.setattr(config_train, "_LEAST_INTERVAL", 2)
     train(experiment(runs, save_every=2, log_every=2), tmp_path / "run")
     assert runs.arrays(tmp_path / "run", 4) == runs.arrays(parent, 4)
-    found = [(row["step"], row["context"]) for row in validation_rows(tmp_path / "run")]
-    assert found == [(0, 16), (2, 16), (4, 16)]
+    rows = validation_rows(tmp_path / "run")
+    found = [(row["step"], row["context"], row["tokens_seen"]) for row in rows]
+    assert found == [(0, 16, 0), (2, 16, 2 * 2 * 16), (4, 16, 4 * 2 * 16)]
     assert [row[0] for row in runs.losses(tmp_path / "run")] == [2, 4]
     assert "validation" in capfd.readouterr().err.splitlines()[-1]  # the bar
 

@@ -26,7 +26,7 @@ from fope_jax.train.bad_steps import (
     make_guard,
 )
 from fope_jax.train.loop import train
-from fope_jax.train.metrics import curve_points
+from fope_jax.train.metrics import MetricsBuffer, curve_points
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.state import (
     experiment_at_stage,
@@ -35,6 +35,7 @@ from fope_jax.train.state import (
     plan_state,
     trace_step,
 )
+from fope_jax.train.step import StepMetrics
 
 
 def config(**changes):
@@ -165,6 +166,20 @@ def test_skipped_steps_are_counted_and_use_up_no_learning_rate(runs, tmp_path, m
         "train.max_skipped = 3)"
         for step, n in ((4, 1), (5, 2), (9, 1))
     ]
+
+
+@pytest.mark.parametrize(("skipped", "updates"), [((0, 1, 0), 1), ((1, 0, 1), 1), ((0, 0, 1), 2)])
+def test_the_learning_rate_of_a_row_is_that_of_the_updates_made(runs, skipped, updates):
+    """Of 3 steps: a skipped one uses up no rate, and if it is the newest the rate is its own."""
+    run = runs.experiment(on_bad_step="skip", max_skipped=3, warmup_steps=8)
+    buffer = MetricsBuffer(run, 0.0, None)
+    for is_skipped in skipped:
+        loss = np.nan if is_skipped else 96.0
+        buffer.add(StepMetrics(np.float32(loss), 32.0, np.float32(1.0), float(is_skipped)))
+    buffer.fetch(3)
+    row = buffer.take_row(3)
+    assert row["skipped"] == sum(skipped)
+    assert row["learning_rate"] == pytest.approx(1e-2 * (updates + 1) / 8)  # in the warmup
 
 
 def test_too_many_in_a_row_end_the_run_with_their_batches_and_documents(

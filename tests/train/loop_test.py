@@ -24,10 +24,13 @@ from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.run_export import export_run
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.train import loop
+from fope_jax.train import goodput, loop, metrics
 from fope_jax.train.bad_steps import BadStepError
+from fope_jax.train.goodput import PhaseTimer
 from fope_jax.train.loop import train
+from fope_jax.train.metrics import MetricsBuffer
 from fope_jax.train.state import plan_state
+from fope_jax.train.step import StepMetrics
 from fope_jax.train.workdir import git_commit, package_commit
 
 
@@ -59,6 +62,48 @@ def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, runs):
     assert run["position"]["summary"].startswith("fope(")
     assert run["versions"]["jax"] == jax.__version__
     assert (run["seed"], run["resumed"]) == (1, [])
+
+
+class Clock:
+    """In place of the module ``time``; a test says how it goes on."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def perf_counter(self):
+        return self.now
+
+
+def test_the_tokens_per_second_and_the_share_of_waiting_of_a_row(runs, monkeypatch):
+    """Two updates of 4 x 16 tokens, each after 0.25 s for its batch, in 2 s."""
+    monkeypatch.setattr(metrics, "time", clock := Clock())
+
+    def batches():
+        for _ in range(2):
+            clock.now += 0.25
+            yield object()
+
+    buffer = MetricsBuffer(runs.experiment(batch_size=4), seconds_before=30.0, saved=None)
+    for _ in buffer.time_waiting(batches()):
+        clock.now += 0.75
+        buffer.add(StepMetrics(nats=120.0, tokens=60.0, grad_norm=1.0, skipped=0.0))
+    assert buffer.fetch(6) == (0.5, 1.5)
+    row = buffer.take_row(6)
+    assert (row["tokens_per_second"], row["data_wait_fraction"]) == (64.0, 0.25)
+    assert (row["seconds"], row["tokens_seen"], row["loss"]) == (32.0, 6 * 4 * 16, 2.0)
+
+
+def test_the_start_of_a_run_is_without_restoring_and_with_what_was_lost_before(monkeypatch):
+    """The seconds that an earlier process lost are none of this one."""
+    monkeypatch.setattr(goodput, "time", clock := Clock())
+    timer = PhaseTimer(seconds_before=10.0)
+    with timer.phase("restore"):
+        clock.now += 3.0
+    timer.add("lost", 5.0)
+    clock.now += 1.0
+    timer.end_startup()
+    seconds = {row["phase"]: row["seconds"] for row in timer.take_rows(8)}
+    assert seconds == {"restore": 3.0, "lost": 5.0, "start": 11.0}
 
 
 def test_a_finished_run_says_so_and_changes_nothing(finished, runs, caplog, monkeypatch):
@@ -105,6 +150,10 @@ def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrup
     kept = [row for row in before if row["step"] <= run["resumed"][0]["step"]]
     after = read_rows(interrupted / "metrics.jsonl")
     assert after[: len(kept)] == kept
+    trained = {row["step"]: row["seconds"] for row in before if row["kind"] == "train"}
+    (lost,) = [row["seconds"] for row in after if row.get("phase") == "lost"]
+    since_checkpoint = trained[9] - trained[4 if damage else 8]
+    assert 0 < lost <= round(since_checkpoint, 4), "not what was kept"
     clock = [row["seconds"] for row in after if row["kind"] == "train"]
     assert clock == sorted(set(clock)), "it goes on"
 

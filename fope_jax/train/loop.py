@@ -207,7 +207,8 @@ def train(
         if is_main_process():
             open_workdir(workdir, experiment)
             if seconds and seconds[-1][0] > start:
-                timer.add("lost", seconds[-1][1] - kept_seconds)
+                lost = seconds[-1][1] - kept_seconds - _seconds_between(rows, start, must_evaluate)
+                timer.add("lost", max(0.0, lost))
             # The steps after the checkpoint run again; if kept, their rows would count twice.
             dropped = replace_rows(
                 workdir / METRICS, lambda row: _is_rewritten(row, start, must_evaluate), []
@@ -402,6 +403,16 @@ def _lacks_evaluation(rows: list[dict[str, Any]], step: int, config: TrainConfig
         return False  # a run of before there was "auto"
     # Step 0 is always evaluated again: without a checkpoint nothing shows that it completed.
     return step == 0 or step not in steps
+
+
+def _seconds_between(rows: list[dict[str, Any]], start: int, must_evaluate: bool) -> float:
+    """What was done between step ``start`` and the next, and is kept in rows of its own."""
+    return sum(
+        row["seconds"]
+        for row in rows
+        if row["step"] == start and row.get("phase") in ("compile", "save", VALIDATION)
+        if not _is_rewritten(row, start, must_evaluate)
+    )
 
 
 def _is_rewritten(row: dict[str, Any], start: int, must_evaluate: bool) -> bool:

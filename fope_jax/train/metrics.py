@@ -33,7 +33,7 @@ class MetricsBuffer:
 
     Args:
       experiment: the experiment of the run.
-      seconds_before: training seconds up to the last row.
+      seconds_before: by the clock of the run up to the last row, with its saves and evaluations.
       saved: `state` from the checkpoint that the run resumes from, if any.
     """
 

@@ -1,4 +1,4 @@
-"""Corpora as seqio Tasks and Mixtures; only a build of C4 from TFDS imports this module.
+"""Corpora as seqio Tasks and Mixtures for other code, and the source by which a build reads C4.
 
 Without a sequence length a Task yields whole documents, those that `fope_jax.data.tokenized` gives
 a build. With one it yields windows that keep every token; seqio would keep the first window of each

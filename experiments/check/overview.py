@@ -15,6 +15,7 @@ from experiments.recall_controls import claims as controls
 from experiments.recall_longer import claims as longer
 from experiments.recall_newer import claims as newer
 from experiments.recall_repetition import claims as repetition
+from experiments.short_tasks import claims as short_tasks
 from experiments.spectra import claims as spectra
 from experiments.tournament import claims as tournament
 
@@ -134,6 +135,10 @@ FINDINGS = Page(
             ],
         ),
         Claim(
+            "FoPE {} ± {} points, YaRN {} ± {}, both without training",
+            lambda: [*short_tasks.of(short_tasks.FOPE), *short_tasks.of(short_tasks.YARN)],
+        ),
+        Claim(
             "SWAN {}% at 16L, without its growing logits (RNoPE-SWA) {}%; FoX {}% if its gates "
             "start open",
             lambda: recall_at(16, "SWAN", "RNoPE-SWA", "FoX, gates open"),
@@ -189,6 +194,7 @@ FINDINGS = Page(
             "YaRN as the paper has it (factor 16)",
             "8 times what YaRN was made for",
             "at 20 tokens a parameter",
+            "nothing that 1,000 questions resolve",
         ],
         "of the demo, whose rows are not committed": ["FoPE recalls 81% at 2L, RoPE 8% |"],
     },
@@ -206,6 +212,10 @@ ITEMS = Page(
             "at 16L FoPE is {} ± {} nats a token below RoPE, an interval that holds the draw of "
             "the books; at L it is {} ± {} above",
             lambda: [*on_books("FoPE", LONGEST, -1), *on_books("FoPE", LENGTH)],
+        ),
+        Claim(
+            "Without any training a change to FoPE answers {} ± {} points more, to YaRN {} ± {}",
+            lambda: [*short_tasks.of(short_tasks.FOPE), *short_tasks.of(short_tasks.YARN)],
         ),
         Claim(
             "answer {} and {}% of recall at 16L, far more than FoPE or its floor",
@@ -435,6 +445,8 @@ ITEMS = Page(
             "| 1.2 M, 128, then 256 |",
             "60 M to 1.2 B",
             "| 135 M, 8,192 | holds",
+            "| 135 M, 8,192 | not yet",
+            "| 1,000 questions of at most 158 tokens",
             "pretrained, 66 k tokens at 2,048 | 135 M, 8,192 |",
             "YaRN with factor 2 is read at 8 times",
             "18 web pages, perplexities near 900",

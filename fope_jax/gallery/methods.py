@@ -13,7 +13,6 @@ from fope_jax.position.registry import METHODS, SCALINGS
 from fope_jax.report.markdown import markdown_table
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
-COMMAND = "fope methods --write"
 WIDTH = 96  # characters of a line in the terminal
 
 

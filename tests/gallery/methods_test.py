@@ -8,7 +8,6 @@ import pytest
 from fope_jax.gallery.catalogue import method_entries, scaling_entries
 from fope_jax.gallery.methods import (
     BEGIN,
-    COMMAND,
     END,
     MarkersError,
     between_markers,
@@ -37,7 +36,7 @@ def cells(line):
 def test_the_page_of_methods_is_current():
     shown = between_markers(PAGE.read_text(encoding="utf-8"), PAGE.name)
     current = methods_markdown(method_entries(), scaling_entries())
-    assert shown == current, f"an old table of methods; run: {COMMAND} docs/methods/index.md"
+    assert shown == current, "run: fope methods --write docs/methods/index.md"
 
 
 def test_markdown_has_one_row_of_as_many_cells_as_heads():

@@ -93,11 +93,10 @@ FRONT = Page(
             lambda: keys(*((name, times) for name in ON_FRONT for times in (1, 2)), (YARN, 2)),
         ),
         Claim(
-            "on books FoPE loses {} ± {} nats a token less than RoPE at 16 times the training "
-            "length, without a difference at it that is resolved, and ALiBi {} ± {} less than "
-            "FoPE; of recall at 8 times it FoPE answers {} ± {} points more than ALiBi of what "
-            "stands far back (depth 0.1), and {} ± {} points fewer of what stands near the "
-            "question (0.9)",
+            "on books at 16 times the training length FoPE loses {} ± {} nats a token less than "
+            "RoPE, and ALiBi {} ± {} less than FoPE. Of recall at 8 times the training length "
+            "FoPE answers {} ± {} points more than ALiBi of what stands far back (depth 0.1), and "
+            "{} ± {} points fewer of what stands near the question (0.9)",
             lambda: [
                 *on_books("FoPE", LONGEST, -1),
                 *ends(books_longer.behind("FoPE", "ALiBi", LONGEST)),
@@ -194,7 +193,7 @@ FINDINGS = Page(
             "YaRN as the paper has it (factor 16)",
             "8 times what YaRN was made for",
             "at 20 tokens a parameter",
-            "nothing that 1,000 questions resolve",
+            "no difference that 1,000 questions can show",
         ],
         "of the demo, whose rows are not committed": ["FoPE recalls 81% at 2L, RoPE 8% |"],
     },

@@ -81,7 +81,7 @@ def export(arguments: argparse.Namespace) -> None:
     examples:
       fope export runs/rope -o models/rope
       fope export runs/rope/500 -o models/rope_500 --dtype bfloat16 --license apache-2.0
-      fope import models/rope --workdir runs/again      the same run, every bit of a float32 weight
+      fope import models/rope --workdir runs/again      the same model, every bit of float32
 
     It has the weights, the tokenizer as tokenizer.json, generation_config.json, and README.md: what
     the model is, how it was trained, and what was measured at this step.

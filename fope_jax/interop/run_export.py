@@ -47,7 +47,7 @@ def export_run(
     """Writes one checkpoint of a run as a Hugging Face checkpoint.
 
     It has the weights, the tokenizer, generation_config.json and a model card; ``import_run`` makes
-    the same run of it.
+    a run with the same model of it.
 
     Args:
       run: a run directory, or one with a step: ``runs/fope/500``.

@@ -38,8 +38,8 @@ def goodput_table(runs: Sequence[Run]) -> Table:
         goodput = f"{seconds['step'] / total:.1%}" if total else EMPTY
         rows.append((title, [*cells, f"{total:,.1f}", goodput]))
     note = (
-        "goodput is the share of steps; lost is what a killed process had trained after its last "
-        "checkpoint"
+        "goodput is the share of steps that were kept; lost is what a killed process had done "
+        "after its last checkpoint"
     )
     columns = [*phases, "total", "goodput"]
     return Table("Where the time went (seconds, share)", "run", columns, rows, note)

@@ -119,8 +119,7 @@ class Topic:
         """RoPE, or else the best of `learned`; None where it has learned nothing."""
         learned, rope = self.learned, title(BASELINE)
         named = [c for c in self.curves if c.name == rope or c.name.startswith(f"{rope} (trained")]
-        first = next(iter(named or learned), None)
-        return first if first in learned else None
+        return next((curve for curve in named or learned if curve in learned), None)
 
 
 # ---------------------------------------------------------------------------- from rows

@@ -207,8 +207,9 @@ def train(
         if is_main_process():
             open_workdir(workdir, experiment)
             if seconds and seconds[-1][0] > start:
-                lost = seconds[-1][1] - kept_seconds - _seconds_between(rows, start, must_evaluate)
-                timer.add("lost", max(0.0, lost))
+                kept = kept_seconds + (saved_row or {}).get("seconds", 0.0)
+                kept += _seconds_at_checkpoint(rows, start, must_evaluate)
+                timer.add("lost", max(0.0, seconds[-1][1] - kept))
             # The steps after the checkpoint run again; if kept, their rows would count twice.
             dropped = replace_rows(
                 workdir / METRICS, lambda row: _is_rewritten(row, start, must_evaluate), []
@@ -405,13 +406,18 @@ def _lacks_evaluation(rows: list[dict[str, Any]], step: int, config: TrainConfig
     return step == 0 or step not in steps
 
 
-def _seconds_between(rows: list[dict[str, Any]], start: int, must_evaluate: bool) -> float:
-    """What was done between step ``start`` and the next, and is kept in rows of its own."""
+def _seconds_at_checkpoint(rows: list[dict[str, Any]], start: int, must_evaluate: bool) -> float:
+    """What the last process did between step ``start`` and the next, and has rows that are kept.
+
+    Its rows at that step begin with "restore" where it had resumed there itself.
+    """
+    at_start = [row for row in rows if row["kind"] == "time" and row["step"] == start]
+    resumed = [i for i, row in enumerate(at_start) if row["phase"] == "restore"]
     return sum(
         row["seconds"]
-        for row in rows
-        if row["step"] == start and row.get("phase") in ("compile", "save", VALIDATION)
-        if not _is_rewritten(row, start, must_evaluate)
+        for row in at_start[resumed[-1] if resumed else 0 :]
+        if row["phase"] in ("compile", "save", VALIDATION)
+        and not _is_rewritten(row, start, must_evaluate)
     )
 
 

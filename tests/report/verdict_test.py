@@ -329,6 +329,15 @@ def test_rope_at_two_training_lengths_is_the_baseline_still():
     assert len(said) == 1 and said[0].count("answers more than RoPE (trained on") == 1
 
 
+def test_rope_at_the_length_at_which_it_has_learned_is_the_baseline():
+    runs = [
+        run_of("rope", recall={1: 50, 2: 45}, length=64),
+        run_of("rope", recall={1: 99, 2: 10}, length=128),
+        run_of("fope", recall={1: 99, 2: 60}, length=128),
+    ]
+    assert any("FoPE answers more than RoPE (trained on 128)" in said for said in sentences(*runs))
+
+
 def test_other_trials_are_not_compared():
     """A run of another training length answered other questions."""
     runs = [run_of("rope", recall=ROPE), run_of("fope", recall=FOPE, length=128)]

@@ -72,8 +72,9 @@ def test_the_second_is_refused_with_the_first_by_name_until_that_is_killed(
 def test_a_process_that_has_ended_and_was_not_waited_for_is_gone(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     status = Path(f"/proc/{process.pid}/stat")
-    state = None
-    while state != "Z":
+    state, deadline = None, time.monotonic() + 60
+    while state != "Z" and time.monotonic() < deadline:
+        time.sleep(0.01)
         state, *fields = status.read_text().rpartition(")")[2].split()
     leave(tmp_path, pid=process.pid, began=int(fields[18]))
     assert not lock.is_owner_alive(read_lock_owner(tmp_path))

@@ -23,7 +23,7 @@ FAKE = """
 import json, os, pathlib, signal, sys, time
 calls = pathlib.Path(sys.argv[1])
 arguments = sys.argv[2:]
-at = arguments.index("--run" if arguments[0] == "evaluate" else "--workdir") + 1
+at = 1 if arguments[0] == "evaluate" else arguments.index("--workdir") + 1
 directory = pathlib.Path(arguments[at])
 directory.mkdir(exist_ok=True)
 with calls.open("a") as stream:

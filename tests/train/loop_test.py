@@ -115,6 +115,27 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, runs, caplog, monk
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("later", "evaluates_again", "expected"),
+    [
+        ([], False, 25.0),  # the process that made the checkpoint died after it
+        ([("restore", 2), ("start", 1), ("lost", 9), ("compile", 10)], False, 10.0),
+        ([("restore", 2), ("compile", 10), ("restore", 2), ("compile", 7)], False, 7.0),
+        ([], True, 5.0),  # the evaluation is made again, and so was lost
+    ],
+)
+def test_what_the_last_process_did_at_its_checkpoint_is_not_lost(later, evaluates_again, expected):
+    """Its clock held that and no more; what earlier ones did there has rows as well."""
+    first = [("step", 30), ("save", 5), ("validation", 20)]
+    rows = [
+        {"kind": "time", "phase": phase, "step": 4, "seconds": seconds}
+        for phase, seconds in [*first, *later]
+    ]
+    rows.insert(0, {"kind": "time", "phase": "compile", "step": 0, "seconds": 50})
+    rows.append({"kind": "train", "step": 5, "seconds": 60})
+    assert loop._seconds_at_checkpoint(rows, 4, evaluates_again) == expected
+
+
 @pytest.fixture(scope="module")
 def half_done(runs, tmp_path_factory):
     """A run that stopped in step 11 of 12; copied by the tests that go on with it."""

@@ -48,9 +48,8 @@ class LongRoPE(Scaling):
 
     def __post_init__(self) -> None:
         for name in ("short_factor", "long_factor"):
-            factors = as_tuple(
-                name, getattr(self, name), "factors, one a frequency"
-            )  # a list would make the scaling unhashable
+            # A list would make the scaling unhashable.
+            factors = as_tuple(name, getattr(self, name), "factors, one a frequency")
             object.__setattr__(self, name, factors)
             for index, factor in enumerate(factors):
                 check_above_zero(f"{name}[{index}]", factor, "a factor on a period")

@@ -179,7 +179,8 @@ class TextModel:
                 f"{self.max_length}"
             )
         prompts = [self.prompt_tokens(context) for context in contexts]
-        if cut := [len(prompt) for prompt in prompts if longest and len(prompt) > longest]:
+        longest = max(map(len, prompts), default=1) if longest is None else longest
+        if cut := [len(prompt) for prompt in prompts if len(prompt) > longest]:
             log.warning(
                 "%d of %d prompts, of up to %d tokens, lose their beginning: with %d to write, "
                 "max_length is %d",

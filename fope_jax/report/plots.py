@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Grid = Literal["both", "x", "y", ""]
 DASHES = (0, (2, 2))  # marks of the training length
 GREY, DARK_GREY, PALE = "#555555", "#444444", "#b0b0b0"  # marks, their labels, curves behind
 WIDTH, HEIGHT = 7.0, 4.3  # inches
@@ -38,7 +39,7 @@ def new_figure(
     rows: int = 1,
     columns: int = 1,
     *,
-    grid: str = "both",
+    grid: Grid = "both",
     **settings: Any,
 ) -> tuple[Figure, list[Axes]]:
     """A figure, its size in inches, and its styled panels; ``settings`` go to `Figure.subplots`."""
@@ -51,7 +52,7 @@ def new_figure(
     return figure, panels
 
 
-def draw_grid(axes: Axes, grid: str) -> None:
+def draw_grid(axes: Axes, grid: Grid) -> None:
     """A grid behind the curves, along "both" axes, "x" or "y", or none for ""."""
     if grid:
         axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fope_jax.report.plots import DASHES, draw_grid, mark, mark_length, new_figure
+from fope_jax.report.plots import DASHES, Grid, draw_grid, mark, mark_length, new_figure
 from fope_jax.report.styles import COLOURS, Style, line_styles
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ FREQUENCY = "frequency (radians per token)"
 def _panels(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
     """A figure and its axes ``[rows, columns]``, without a grid yet."""
     figure, panels = new_figure(width, height, rows, columns, grid="", **settings)
-    return figure, np.reshape(panels, (rows, columns))
+    return figure, np.array(panels, object).reshape(rows, columns)
 
 
 def style_axes(
@@ -38,7 +38,7 @@ def style_axes(
     ylabel: str = "",
     title: str = "",
     *,
-    grid: str = "both",
+    grid: Grid = "both",
     legend: dict[str, Any] | None = None,
     **title_settings: Any,
 ) -> None:

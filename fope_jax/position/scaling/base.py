@@ -125,7 +125,8 @@ def check_chain(scaling: Any) -> tuple[Scaling, ...]:
     """The chain as a tuple; ValueError for a non-scaling, a repeated one, or two that stretch."""
     if isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling}: expected a tuple of scalings, write ({scaling},)")
-    chain = (scaling,) if isinstance(scaling, str) else as_tuple("scaling", scaling, "scalings")
+    named = isinstance(scaling, str)
+    chain: tuple[Any, ...] = (scaling,) if named else as_tuple("scaling", scaling, "scalings")
     for step in chain:
         if not isinstance(step, Scaling):
             raise ValueError(

@@ -28,7 +28,6 @@ from experiments.pretrained.measure import Text, measure_keys, measure_loss
 from experiments.pretrained.tables import Results, all_tables
 from experiments.pretrained.trainings import WARMUP, load_model, train_child, training_row
 from experiments.pretrained.units import (
-    LENGTH,
     PLACES,
     UPDATES,
     Unit,
@@ -65,7 +64,8 @@ class Subject:
 
     def load(self, unit: Unit) -> None:
         """Makes ``model`` what the unit measures, and trains it where that is to come first."""
-        wanted = unit.method, unit.context > 2 * LENGTH, unit.updates, unit.seed
+        made_of = unit.method if unit.updates else variant_text(unit.method, unit.context)
+        wanted = made_of, unit.updates, unit.seed
         if wanted == self.held:
             return
         self.model, self.position = load_model(self.run, unit)

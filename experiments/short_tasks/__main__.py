@@ -43,10 +43,12 @@ def ask(run: Path, items: Path, method: str, updates: int, commit: str | None) -
         for row in read_rows(RESULTS / "answers.jsonl")
         if (row["method"], row["updates"]) == (method, updates)
     ]
-    if missing := [name for name in SETS if name not in done]:
-        unit = Unit("training", method, "books", TRAINED_AT, updates=updates)
-        model, position = load_model(run, unit)
-        text = plan_text_model(run, read_experiment(run)).of(row_programs(model))
+    missing = [name for name in SETS if name not in done]
+    if not missing:
+        return
+    unit = Unit("training", method, "books", TRAINED_AT, updates=updates)
+    model, position = load_model(run, unit)
+    text = plan_text_model(run, read_experiment(run)).of(row_programs(model))
     for name in missing:
         task = read_file(items / f"{name}.jsonl", count=1)
         start = time.perf_counter()

@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-from experiments.check.claims import Claim, Expected, Page, Table, by_row
+from experiments.check.claims import Claim, Expected, Page, Table, TableText
+from experiments.check.compare import find_tables
 from experiments.pretrained import claims as pretrained
-from experiments.pretrained.units import NAMES, UPDATES
-from experiments.short_tasks.tables import METRICS, answers, difference, joined, share
+from experiments.short_tasks.tables import BASELINE, all_tables, answers, difference, joined, share
 
-TRAINED = ", trained"
-BASELINE = ("rope", 0)
+FOPE, YARN = ("fope", 0), ("yarn", 0)
 
 
-def model(label: str) -> tuple[str, int]:
-    """Method and updates of a row's label."""
-    name = label.removesuffix(TRAINED)
-    return NAMES[name], UPDATES if name != label else 0
+def printed_cells(table: TableText) -> list[list[Expected]]:
+    """As `python -m experiments.short_tasks tables` prints them."""
+    (printed,) = find_tables(all_tables())
+    rows = {label: cells for label, *cells in printed.rows}
+    return [[None, *rows[label]] for label, *_ in table.rows]
 
 
-def cells(header: list[str], row: list[str]) -> list[Expected]:
-    sets = answers()[model(row[0])]
-    whole, away = share(joined(sets)), of(row[0])
-    of_sets = [share(sets[name]).points for name in METRICS]
-    return [None, *of_sets, whole, "" if model(row[0]) == BASELINE else away]
+def of(model: tuple[str, int]) -> tuple[float, float]:
+    """Points of a model above RoPE as it was published, on all questions."""
+    return difference(*(joined(answers()[each]) for each in (model, BASELINE)))
 
 
-def of(label: str, other: str = "RoPE", name: str = "") -> tuple[float, float]:
-    """Points of a model above another one on all questions, or on those of one set."""
-    ours, theirs = answers()[model(label)], answers()[model(other)]
-    return (
-        difference(ours[name], theirs[name]) if name else difference(joined(ours), joined(theirs))
-    )
-
-
-def changed(label: str) -> tuple[int, int]:
+def changed(model: tuple[str, int]) -> tuple[int, int]:
     """How many questions one of it and RoPE has right and the other wrong; how many of them it."""
-    ours, theirs = joined(answers()[model(label)]), joined(answers()[BASELINE])
+    ours, theirs = (joined(answers()[each]) for each in (model, BASELINE))
     return int((ours != theirs).sum()), int((ours & ~theirs).sum())
 
 
-FOPE, YARN = "FoPE, floor of 8,192", "YaRN"
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         "answers {} ± {} points more than its own RoPE, YaRN with factor 2 answers {} ± {} more",
@@ -66,7 +55,7 @@ CLAIMS: tuple[Claim, ...] = (
 PAGE = Page(
     path="experiments/short_tasks/README.md",
     claims=CLAIMS,
-    tables=(Table(r"\|  \| piqa", by_row(cells)),),
+    tables=(Table(r"\|  \| piqa", printed_cells),),
     exempt={
         "settings": (
             "No difference that 1,000 questions can show",

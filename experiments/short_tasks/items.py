@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fope_jax.evaluate.downstream.items import read_objects
 from fope_jax.storage.files import write_text
 
 SEED = 0  # of which items are asked
@@ -25,7 +26,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    return map(json.loads, _lines(path))
+    return (row for _, row in read_objects(path))
 
 
 def piqa(directory: Path) -> Iterator[Item]:

@@ -16,6 +16,8 @@ RESULTS = Path(__file__).parent / "results"
 # that lm-evaluation-harness has.
 METRICS = {"piqa": "acc_norm", "social_iqa": "acc", "arc_easy": "acc", "hellaswag": "acc_norm"}
 
+BASELINE = ("rope", 0)  # method and updates
+
 
 class Difference(NamedTuple):
     """A difference of shares of right answers, in points, and half of its 95% interval."""
@@ -58,16 +60,15 @@ def all_tables() -> str:
         f"| | {' | '.join(METRICS)} | all | all minus RoPE |",
         "|---" * (len(METRICS) + 3) + "|",
     ]
-    baseline = models[("rope", 0)]
-    for (method, updates), sets in models.items():
+    for model, sets in models.items():
         if sets.keys() != METRICS.keys():
             continue
         cells = [f"{share(sets[name]).points:.1f}" for name in METRICS]
         whole = share(joined(sets))
         cells.append(f"{whole.points:.1f} ± {whole.around:.1f}")
-        away = difference(joined(sets), joined(baseline))
-        is_first = (method, updates) == ("rope", 0)
-        cells.append("" if is_first else f"{away.points:+.1f} ± {away.around:.1f}")
+        away = difference(joined(sets), joined(models[BASELINE]))
+        cells.append("" if model == BASELINE else f"{away.points:+.1f} ± {away.around:.1f}")
+        method, updates = model
         label = LABELS[method] + (", trained" if updates else "")
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

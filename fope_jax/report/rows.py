@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fope_jax.storage.files import read_json, read_json_lines
+from fope_jax.storage.files import read_json_lines, read_json_or_empty
 from fope_jax.storage.paths import as_path, resolve_path
 from fope_jax.storage.run_paths import describe_weights, is_of_weights, split_step
 
@@ -270,7 +270,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path) if path.is_file() else {}
+        return read_json_or_empty(path)
     except ValueError as error:
         raise ReportError(str(error)) from error
 

@@ -20,7 +20,7 @@ from fope_jax.data.tokenizers.base import (
 )
 from fope_jax.extras import require
 from fope_jax.storage.content import detect_content, read_head
-from fope_jax.storage.files import read_json
+from fope_jax.storage.files import read_json_or_empty
 
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "[SEP]")
 PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
@@ -199,7 +199,7 @@ def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
     eos, names = None, set()
     for config in TOKENIZER_CONFIGS:
         beside = path.with_name(config)
-        stated = read_json(beside) if beside.is_file() else {}
+        stated = read_json_or_empty(beside)
         for key, value in stated.items():
             if key.endswith("_token"):
                 names |= _names_of([value])
